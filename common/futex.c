@@ -1,0 +1,74 @@
+#include "common/futex.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stddef.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+
+#define SPIN_DEFAULT_NS 20000ull
+#define POLLS_PER_CLOCK_READ 64
+
+static _Atomic uint64_t spin_limit_ns = SPIN_DEFAULT_NS;
+
+void
+futex_set_spin(uint64_t spin_ns)
+{
+    atomic_store_explicit(&spin_limit_ns, spin_ns, memory_order_relaxed);
+}
+
+static inline void
+cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static bool
+spin(_Atomic uint32_t *word, uint32_t seen)
+{
+    const uint64_t limit = atomic_load_explicit(&spin_limit_ns, memory_order_relaxed);
+    if (limit == 0) return false;
+    const uint64_t end = clock_now_ns() + limit;
+    do {
+        for (int i = 0; i < POLLS_PER_CLOCK_READ; i++) {
+            if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
+            cpu_relax();
+        }
+    } while (clock_now_ns() < end);
+    return false;
+}
+
+bool
+futex_wait_change(_Atomic uint32_t *word, uint32_t seen, uint64_t deadline_ns)
+{
+    if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
+    if (spin(word, seen)) return true;
+
+    while (atomic_load_explicit(word, memory_order_acquire) == seen) {
+        struct timespec left, *timeout = NULL;
+        if (deadline_ns != 0) {
+            const uint64_t now = clock_now_ns();
+            if (now >= deadline_ns) return false;
+            left.tv_sec = (time_t)((deadline_ns - now) / NS_PER_S);
+            left.tv_nsec = (long)((deadline_ns - now) % NS_PER_S);
+            timeout = &left;
+        }
+        /* Shared, not private: the word may live in memory of several processes. */
+        syscall(SYS_futex, word, FUTEX_WAIT, seen, timeout, NULL, 0);
+    }
+    return true;
+}
+
+void
+futex_bump(_Atomic uint32_t *word)
+{
+    atomic_fetch_add_explicit(word, 1, memory_order_release);
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
