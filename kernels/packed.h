@@ -1,0 +1,96 @@
+/* packed: how weights and activation rows lie in memory.
+ *
+ * Weights are packed once, at load, into tiles of 16 output features: output features across vector
+ * lanes, K sequential inside a lane.  So every output element sums over K in one order, whatever
+ * the number of rows, and a weight vector that was loaded serves all rows at hand.
+ *
+ *   N   output features, padded to N16 = a multiple of TILE_N with zero weights
+ *   K   input features, padded to K64 = a multiple of GROUP_K with zeros, in weights and in
+ * activations
+ *
+ * Tile layouts (one tile = 16 features x K64, tiles follow each other without gaps):
+ *   f32    [K64][16]                float
+ *   bf16   [K64/2][16][2]           bfloat16 (the upper half of a float); the layout of vdpbf16ps
+ *   int8   [K64/64] blocks of { [16][16][4] int8, then [16] float scale }: 16 steps of 4 along K,
+ * 16 lanes; weight = q * scale of its feature and group of 64; q in -127..127 (-128 never occurs,
+ * which keeps the pair sums of vpmaddubsw exact)
+ *
+ * Activation rows (the same bytes in memory, in shared memory and on the wire; row stride =
+ * act_row_bytes()): for f32 and bf16 weights   [K64] float for int8 weights           [K64] int8,
+ * then [K64/64] float scale; q in -127..127
+ *
+ * A gate/up matrix holds w1 and w3 interleaved by tile: tile 2i has 16 features of w1, tile 2i+1
+ * the same 16 of w3, so that silu(w1 x) * (w3 x) is finished in registers.
+ *
+ * Every matrix of one kind has the same size in every layer and expert: it fills an equal slot, and
+ * a slot starts on a 64-byte boundary.
+ *
+ * Source: the VNNI/madd tile order follows Intel's and AMD's instruction definitions.
+ */
+#ifndef MOE_KERNELS_PACKED_H
+#define MOE_KERNELS_PACKED_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define TILE_N 16
+#define GROUP_K 64
+
+typedef enum moe_dtype { DTYPE_F32 = 0, DTYPE_BF16 = 1, DTYPE_INT8 = 2, DTYPE_COUNT } moe_dtype;
+
+/* "f32", "bf16", "int8". */
+const char *dtype_name(moe_dtype dtype);
+/* Also vLLM's "float32", "float", "bfloat16".  Returns DTYPE_COUNT for anything else. */
+moe_dtype dtype_parse(const char *text);
+
+static inline uint32_t
+round_up_u32(uint32_t v, uint32_t to)
+{
+    return (v + to - 1) / to * to;
+}
+
+static inline uint32_t
+pad_k(uint32_t k)
+{
+    return round_up_u32(k, GROUP_K);
+}
+
+static inline uint32_t
+tile_count(uint32_t n)
+{
+    return (n + TILE_N - 1) / TILE_N;
+}
+
+/* Bytes of one tile; a multiple of 64. */
+static inline size_t
+tile_bytes(moe_dtype dtype, uint32_t k)
+{
+    const size_t k64 = pad_k(k);
+    if (dtype == DTYPE_F32) return k64 * TILE_N * 4;
+    if (dtype == DTYPE_BF16) return k64 * TILE_N * 2;
+    return k64 / GROUP_K * (GROUP_K * TILE_N + TILE_N * 4);
+}
+
+static inline size_t
+packed_bytes(moe_dtype dtype, uint32_t n, uint32_t k)
+{
+    return tile_bytes(dtype, k) * tile_count(n);
+}
+
+/* Bytes from one activation row to the next; a multiple of 64. */
+static inline size_t
+act_row_bytes(moe_dtype dtype, uint32_t k)
+{
+    const size_t k64 = pad_k(k);
+    if (dtype != DTYPE_INT8) return k64 * 4;
+    return (k64 + k64 / GROUP_K * 4 + 63) / 64 * 64;
+}
+
+/* Does the dtype's activation row hold int8?  (else f32) */
+static inline int
+act_is_int8(moe_dtype dtype)
+{
+    return dtype == DTYPE_INT8;
+}
+
+#endif

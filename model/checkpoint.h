@@ -1,0 +1,77 @@
+/* checkpoint: a Hugging Face folder, mapped: config.json and the tensors of its safetensors files.
+ *
+ * Opening maps every file and checks every header: offsets inside the file, not overlapping, sizes
+ * equal to the product of the shape, every tensor that the config asks for present with the right
+ * shape and a dtype that can be read.  Tensor bytes are not touched, so a worker that packs only
+ * its own experts reads only their bytes.
+ *
+ * Source: the safetensors format (8-byte little-endian header length, JSON header, data), and
+ * model.safetensors.index.json for shards.
+ *
+ * Threads: immutable after open; any thread may read.
+ */
+#ifndef MOE_MODEL_CHECKPOINT_H
+#define MOE_MODEL_CHECKPOINT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "model/config.h"
+
+typedef enum tensor_dtype { TENSOR_F32, TENSOR_F16, TENSOR_BF16 } tensor_dtype;
+
+#define TENSOR_RANK_MAX 4
+
+/* A tensor in a mapped file; borrowed from the checkpoint. */
+typedef struct tensor_view {
+    const char *name;
+    const char *file; /* path, for messages */
+    tensor_dtype dtype;
+    uint32_t rank;
+    uint64_t shape[TENSOR_RANK_MAX]; /* row-major, last fastest */
+    const void *data;                /* alignment of the element is not promised */
+    size_t bytes;
+} tensor_view;
+
+/* Which tensor of the model; those of a layer take the layer, those of an expert the expert too. */
+typedef enum tensor_kind {
+    TENSOR_EMBED,      /* [V, H] */
+    TENSOR_FINAL_NORM, /* [H] */
+    TENSOR_HEAD,       /* [V, H]; the embedding when tied */
+    TENSOR_ATTN_NORM,  /* [H] input_layernorm */
+    TENSOR_FFN_NORM,   /* [H] post_attention_layernorm */
+    TENSOR_Q,          /* [heads * head_dim, H] */
+    TENSOR_K,          /* [kv_heads * head_dim, H] */
+    TENSOR_V,          /* [kv_heads * head_dim, H] */
+    TENSOR_O,          /* [H, heads * head_dim] */
+    TENSOR_GATE,       /* [E, H] */
+    TENSOR_W1,         /* [I, H] gate projection of an expert */
+    TENSOR_W2,         /* [H, I] down projection */
+    TENSOR_W3,         /* [I, H] up projection */
+    TENSOR_KIND_COUNT
+} tensor_kind;
+
+typedef struct checkpoint checkpoint;
+
+/*   MOE_ENOTFOUND  no config.json, no weights, or a tensor is missing
+ *   MOE_EINVAL     a header lies, is truncated or contradicts the config; the text names file,
+ * tensor and reason MOE_EUNSUPPORTED, MOE_EIO, MOE_ENOMEM  */
+moe_err checkpoint_open(checkpoint **out, const char *dir, errbuf *eb);
+void checkpoint_close(checkpoint *c); /* accepts NULL */
+
+const model_config *checkpoint_config(const checkpoint *c);
+
+/* Never NULL for a layer and expert within the config: open() checked it. */
+const tensor_view *checkpoint_tensor(const checkpoint *c, tensor_kind kind, uint32_t layer,
+                                     uint32_t expert);
+
+/* The same for the same weights wherever they lie: config sizes, and every tensor's name, dtype,
+ * shape and a sample of its bytes. Processes that disagree are refused at registration. */
+uint64_t checkpoint_fingerprint(const checkpoint *c);
+
+/* Parse the header of one safetensors file already in memory, without a config: what the fuzz
+ * target calls. Same checks as open(), short of the model's shapes. */
+moe_err safetensors_check(const char *name, const void *bytes, size_t len, errbuf *eb);
+
+#endif

@@ -1,0 +1,52 @@
+/* pack: checkpoint tensors -> the layout of kernels/packed.h, quantized if asked.
+ *
+ * int8: symmetric, per output feature and group of 64 along K: scale = max|w| / 127, q =
+ * nearest-even(w * (127 / max|w|)), all in float; a group of zeros has scale 0.  bf16:
+ * nearest-even.  Padding is zero.
+ *
+ * A tensor-parallel rank takes a slice of the intermediate dimension: rows [begin, end) of w1 and
+ * w3, columns [begin, end) of w2, where both are multiples of GROUP_K (or the end).
+ *
+ * Threads: pure; different destinations may be packed at once.
+ */
+#ifndef MOE_MODEL_PACK_H
+#define MOE_MODEL_PACK_H
+
+#include "kernels/packed.h"
+#include "model/checkpoint.h"
+
+/* out[i] = element i of the tensor, widened exactly. begin + count within the tensor. */
+void tensor_read_f32(const tensor_view *t, size_t begin, size_t count, float *out);
+
+/* Pack rows [row_begin, row_end) and columns [col_begin, col_end) of a [N, K] tensor.
+ *   dst  packed_bytes(dtype, row_end - row_begin, col_end - col_begin), 64-byte aligned; every byte
+ * is written MOE_ENOMEM  scratch for one tile  */
+moe_err pack_matrix(void *dst, moe_dtype dtype, const tensor_view *t, uint32_t row_begin,
+                    uint32_t row_end, uint32_t col_begin, uint32_t col_end);
+
+/* Pack w1 and w3 interleaved by tile (packed.h), rows [row_begin, row_end) of both.
+ *   dst  packed_bytes(dtype, 2 * round_up(row_end - row_begin, TILE_N), K)  */
+moe_err pack_gate_up(void *dst, moe_dtype dtype, const tensor_view *w1, const tensor_view *w3,
+                     uint32_t row_begin, uint32_t row_end);
+
+/* One expert's slot: gate/up [2 I', H] then down [H, I'], I' = the slice's width. */
+typedef struct expert_layout {
+    moe_dtype dtype;
+    uint32_t hidden;
+    uint32_t width_begin, width_end; /* of the intermediate dimension; 0..I for whole experts */
+    size_t gate_up_bytes;
+    size_t down_bytes;
+    size_t slot_bytes; /* gate_up_bytes + down_bytes */
+} expert_layout;
+
+void expert_layout_init(expert_layout *out, moe_dtype dtype, const model_config *config,
+                        uint32_t width_begin, uint32_t width_end);
+
+/* The slice of rank `rank` of `ranks`: whole groups of GROUP_K, spread as evenly as they go,
+ * earlier ranks first; may be empty. */
+void tp_slice(uint32_t intermediate, uint32_t rank, uint32_t ranks, uint32_t *begin, uint32_t *end);
+
+moe_err pack_expert(void *slot, const expert_layout *layout, const checkpoint *c, uint32_t layer,
+                    uint32_t expert);
+
+#endif
