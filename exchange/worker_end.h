@@ -1,0 +1,61 @@
+/* worker_end: the worker's side of the exchange: take dispatches of any router, answer with rows.
+ *
+ *   while (worker_end_wait()) { n = worker_end_take(views); compute all views of one layer
+ * together; worker_end_reply(each) }
+ *
+ * Threads: attach and detach from the control thread; wait, take, reply from the compute thread.  A
+ * link that is detached while a view of it is being computed is freed after that view's reply.
+ */
+#ifndef MOE_EXCHANGE_WORKER_END_H
+#define MOE_EXCHANGE_WORKER_END_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "exchange/attach.h"
+
+typedef struct worker_end worker_end;
+
+/* One dispatch, checked (wire_hdr_check, wire_dispatch_check); all pointers borrowed until its
+ * reply. */
+typedef struct dispatch_view {
+    wire_hdr hdr;               /* a private copy: the peer can't change it any more */
+    const wire_expert *experts; /* [hdr.expert_count]; private copies, as are the row slots */
+    const uint32_t *row_slots;  /* [hdr.row_count] */
+    const float *weights;       /* [hdr.row_count] for WIRE_TP, else NULL */
+    const void *rows;           /* token row t at + t * row_bytes */
+    size_t row_bytes;
+    float *results;       /* WIRE_EP: row i for row slot i; WIRE_TP: row t for token t */
+    size_t result_stride; /* floats */
+    uint32_t link_index;  /* for worker_end_reply() */
+    uint32_t top_k;
+} dispatch_view;
+
+/* bell: shared object /conclave-<run>-w<worker>-<incarnation>-bell.  nng_listen: where nng links
+ * listen, "ipc://RUN/worker-0" (a suffix is added per link) or "tcp://127.0.0.1:0" (port 0: the OS
+ * chooses per link). */
+moe_err worker_end_create(worker_end **out, const char *run, uint32_t worker_id,
+                          uint64_t incarnation, const char *nng_listen, errbuf *eb);
+void worker_end_free(worker_end *we); /* accepts NULL */
+
+/* Step 3 of attach.h.  expected: this worker's own view of the limits (micro_batch_max and
+ * token_max are the router's to choose). MOE_EMISMATCH  layers, experts, top-k, hidden or dtype
+ * differ MOE_EBUSY      ROUTER_MAX links exist MOE_EIO        mapping or listening failed  */
+moe_err worker_end_attach(worker_end *we, const exchange_limits *expected,
+                          const attach_offer *offer, attach_answer *answer, errbuf *eb);
+/* Forget a router's link (an older incarnation is also replaced by attach). */
+void worker_end_detach(worker_end *we, uint32_t router_id);
+
+/* Sleep until something may have arrived, or deadline_ns passes (returns false), or
+ * worker_end_stop() (returns false). */
+bool worker_end_wait(worker_end *we, uint64_t deadline_ns);
+void worker_end_stop(worker_end *we); /* from any thread, async-signal-safe */
+
+/* Take up to max pending dispatches.  One that fails its checks is answered WIRE_STATUS_REFUSED
+ * here and logged (at most once a second). */
+uint32_t worker_end_take(worker_end *we, dispatch_view *out, uint32_t max);
+
+/* Publish the results of a view (status: wire_status). */
+void worker_end_reply(worker_end *we, const dispatch_view *view, uint32_t status, uint64_t busy_ns);
+
+#endif
