@@ -65,7 +65,7 @@ typedef struct wire_hdr {
     uint32_t seq; /* counts the messages of one micro-batch place on one link; a result repeats its
                      dispatch's */
     uint64_t busy_ns;     /* results: the worker's compute time for this message */
-    uint64_t reserved[2]; /* zero */
+    uint64_t reserved[3]; /* zero */
 } wire_hdr;
 static_assert(sizeof(wire_hdr) == 112, "wire_hdr is part of the wire format");
 
