@@ -1,0 +1,133 @@
+/* scheduler: which sequences run in the next step, and with how many tokens.
+ *
+ * Continuous batching: every step is planned anew.  Running sequences decode first, one token each,
+ * then prompts are filled in chunks with what is left of max_num_batched_tokens, first come first
+ * served; at most max_num_seqs sequences run.  When KV blocks run out the youngest running sequence
+ * is preempted: its blocks are freed and its tokens are computed again later (same bits, so nobody
+ * notices).  Waiting is bounded by max_waiting.
+ *
+ * Pure bookkeeping: no threads, no clocks, no I/O.  The engine calls plan(), has the router run it,
+ * and calls commit() with what was sampled.
+ *
+ *   scheduler_add -> waiting -> (plan) running -> (commit: finished, or scheduler_abort) -> gone
+ *
+ * Source: the policy is vLLM's V1 scheduler (unified token budget, chunked prefill, preemption by
+ * recompute), with decodes ahead of chunks so that running streams never stall behind a long
+ * prompt.
+ *
+ * Threads: one owner.
+ */
+#ifndef MOE_FRONTEND_SCHEDULER_H
+#define MOE_FRONTEND_SCHEDULER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "frontend/gen_params.h"
+#include "frontend/kv_blocks.h"
+
+typedef struct scheduler_config {
+    uint32_t max_num_seqs;
+    uint32_t max_num_batched_tokens; /* tokens of one step, prompts and decodes together */
+    uint32_t max_model_len;          /* prompt + output, tokens */
+    uint32_t max_waiting;            /* sequences that are not running yet */
+    uint32_t kv_block_count;
+    uint32_t kv_block_tokens;
+    bool prefix_caching;
+    uint32_t eos_ids[8];
+    uint32_t eos_count;
+} scheduler_config;
+
+typedef struct scheduler scheduler;
+typedef uint64_t seq_id; /* never reused; 0 = none */
+
+typedef enum finish_reason {
+    FINISH_NONE = 0,
+    FINISH_STOP,   /* an end-of-sequence or stop token; also a stop string, seen by the sink */
+    FINISH_LENGTH, /* max_tokens, or the context is full */
+    FINISH_ABORT,
+    FINISH_ERROR
+} finish_reason;
+
+/* Create with everything allocated for its limits; sequences' token arrays are allocated in add().
+ */
+moe_err scheduler_create(scheduler **out, const scheduler_config *config, errbuf *eb);
+void scheduler_free(scheduler *s); /* accepts NULL */
+
+/* Queue a sequence.
+ *   prompt  [prompt_len] copied
+ *   params  borrowed until the sequence is gone
+ *   MOE_EBUSY   max_waiting sequences wait already
+ *   MOE_ERANGE  the prompt is empty, does not leave room for one token in max_model_len, or needs
+ * more blocks than exist MOE_ENOMEM  */
+moe_err scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len,
+                      const gen_params *params, void *user, seq_id *out, errbuf *eb);
+
+/* Take a sequence out, wherever it is; its blocks are free for the next plan.  Returns its user
+ * pointer, or NULL if it is unknown (finished meanwhile).  Must not be called between plan() and
+ * commit(): the engine defers it to then. */
+void *scheduler_abort(scheduler *s, seq_id id);
+
+/* One sequence's part of a step.  Pointers are borrowed until commit(). */
+typedef struct seq_work {
+    seq_id id;
+    void *user;
+    uint32_t slot; /* of the router, 0 .. max_num_seqs-1; kept while the sequence runs */
+    bool init;     /* first work in this slot (new, or resumed after preemption) */
+    const gen_params *params;
+    uint32_t prompt_len;
+    uint32_t start_pos;     /* tokens[0]'s position; with init: also the number of cached tokens */
+    const uint32_t *tokens; /* [token_count] */
+    uint32_t token_count;
+    const uint32_t *all_tokens; /* [start_pos + token_count ...] the sequence from position 0:
+                                   history, and the next prompt token */
+    uint32_t total_tokens;      /* known tokens of the sequence: prompt and output so far */
+    uint32_t block_start;       /* block table entries from this index on are new to the router */
+    const uint32_t *blocks;     /* [block_count] */
+    uint32_t block_count;
+    bool sample; /* the chunk reaches the last known token: sample the next */
+} seq_work;
+
+typedef struct step_plan {
+    const seq_work *work; /* [count], decodes first */
+    uint32_t count;
+    uint32_t token_count;
+    uint32_t preempted; /* sequences preempted while planning */
+    bool limited_by_seqs, limited_by_tokens,
+        limited_by_blocks; /* which knob kept something from running */
+} step_plan;
+
+/* Plan the next step; count 0 when nothing can run. */
+void scheduler_plan(scheduler *s, step_plan *out);
+
+/* What became of a sequence in the step. */
+typedef struct seq_outcome {
+    uint32_t token;         /* sampled; only where work.sample */
+    bool stop;              /* the sink wants the sequence ended after this token (stop string) */
+    finish_reason finished; /* out: FINISH_NONE while it goes on */
+} seq_outcome;
+
+/* Whether the sequence would end with this token (end of sequence, stop token, length); the engine
+ * asks before it tells the sink. */
+finish_reason scheduler_finish_with(const scheduler *s, const seq_work *work, uint32_t token);
+
+/* Apply a finished step.  outcomes [plan.count], in the plan's order.  Finished sequences are gone
+ * afterwards: their blocks are released, full ones stay findable by prefix. */
+void scheduler_commit(scheduler *s, seq_outcome *outcomes);
+
+/* The step failed as a whole (the router is gone): every running sequence goes back to waiting, in
+ * order, with its tokens; cached blocks are forgotten.  Nothing is lost. */
+void scheduler_rollback(scheduler *s);
+
+typedef struct scheduler_stats {
+    uint32_t running, waiting;
+    uint32_t blocks_used, blocks_total;
+    uint64_t preemptions; /* since start */
+    uint64_t prefix_query_tokens, prefix_hit_tokens;
+    uint64_t steps, steps_limited_by_seqs, steps_limited_by_tokens, steps_limited_by_blocks;
+} scheduler_stats;
+
+void scheduler_get_stats(const scheduler *s, scheduler_stats *out);
+
+#endif
