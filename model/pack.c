@@ -27,17 +27,17 @@ bits_from_float(float f)
     return bits;
 }
 
+/* Both forms are computed and one is chosen, which compilers can do for a vector of values. */
 static float
 widen_f16(uint16_t h)
 {
-    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     const uint32_t exponent = h >> 10 & 0x1fu, fraction = h & 0x3ffu;
-    if (exponent == 0) { /* zero and subnormals: fraction * 2^-24, exact in a float */
-        const float magnitude = (float)(int32_t)fraction * 0x1p-24f;
-        return float_from_bits(bits_from_float(magnitude) | sign);
-    }
-    const uint32_t wide = exponent == 0x1fu ? 0xffu : exponent + 112; /* 127 - 15 */
-    return float_from_bits(sign | wide << 23 | fraction << 13);
+    /* Zero and subnormals: fraction * 2^-24, exact in a float. */
+    const uint32_t small = bits_from_float((float)(int32_t)fraction * 0x1p-24f);
+    const uint32_t rebias = exponent == 0x1fu ? 255 - 31 : 127 - 15;
+    const uint32_t normal = (exponent + rebias) << 23 | fraction << 13;
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    return float_from_bits(sign | (exponent == 0 ? small : normal));
 }
 
 static void
