@@ -1,14 +1,12 @@
 /* config: what a config.json may say, which defaults it takes, and which message each refusal
  * carries. */
 #include <criterion/criterion.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/json.h"
 #include "model/config.h"
 #include "tests/model/support.h"
-#include "tests/support/paths.h"
 
 TestSuite(config, .timeout = 20);
 

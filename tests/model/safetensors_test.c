@@ -126,6 +126,10 @@ Test(safetensors, a_lying_header_length_is_refused)
         cr_expect_eq(safetensors_check("f", file, sizeof file, &eb), MOE_EINVAL);
         cr_expect_not_null(strstr(eb.text, "header"), "%s", eb.text);
     }
+    /* One byte more than there is: read, it would be behind the end. */
+    memcpy(file, &(uint64_t){sizeof file - 8 + 1}, 8);
+    cr_expect_eq(safetensors_check("f", file, sizeof file, &eb), MOE_EINVAL);
+    cr_expect_str_eq(eb.text, "f: truncated, header of 57 bytes in a file of 64");
     for (size_t len = 0; len < 8; len++) {
         cr_expect_eq(safetensors_check("f", file, len, &eb), MOE_EINVAL);
         cr_expect_not_null(strstr(eb.text, "truncated"), "%s", eb.text);
