@@ -100,7 +100,7 @@ parse_entry(safetensors_entry *e, const cJSON *item, uint64_t data_begin, uint64
                        dtype->valuestring);
     e->dtype = known->name;
 
-    uint64_t elements, bits;
+    uint64_t elements = 0, bits;
     moe_err err = parse_shape(e, &elements, cJSON_GetObjectItemCaseSensitive(item, "shape"), at);
     if (!err)
         err = parse_offsets(e, cJSON_GetObjectItemCaseSensitive(item, "data_offsets"), data_begin,
@@ -246,8 +246,8 @@ moe_err
 safetensors_parse(safetensors *out, const char *path, const void *bytes, size_t len, errbuf *eb)
 {
     *out = (safetensors){0};
-    const char *header;
-    size_t header_len;
+    const char *header = NULL;
+    size_t header_len = 0;
     moe_err err = find_header(&header, &header_len, path, bytes, len, eb);
     if (err) return err;
 
