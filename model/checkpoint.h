@@ -54,20 +54,27 @@ typedef enum tensor_kind {
 
 typedef struct checkpoint checkpoint;
 
-/*   MOE_ENOTFOUND  no config.json, no weights, or a tensor is missing
- *   MOE_EINVAL     a header lies, is truncated or contradicts the config; the text names file,
- * tensor and reason MOE_EUNSUPPORTED, MOE_EIO, MOE_ENOMEM  */
+/* On MOE_OK *out is owned by the caller: checkpoint_close().  On error *out is NULL and the text
+ * names file, tensor and reason.  The files must not shrink while the checkpoint is open.
+ *   MOE_ENOTFOUND     no config.json, no weights, or a shard or tensor is missing
+ *   MOE_EINVAL        a header lies, is truncated or contradicts the config
+ *   MOE_EUNSUPPORTED  another model than this system computes, or a dtype it doesn't read
+ *   MOE_ERANGE        a JSON file is too large
+ *   MOE_EIO, MOE_ENOMEM  */
 moe_err checkpoint_open(checkpoint **out, const char *dir, errbuf *eb);
 void checkpoint_close(checkpoint *c); /* accepts NULL */
 
 const model_config *checkpoint_config(const checkpoint *c);
 
-/* Never NULL for a layer and expert within the config: open() checked it. */
+/* Never NULL for a layer and expert within the config (asserted): open() checked it.  Layer and
+ * expert are ignored where the kind has none. */
 const tensor_view *checkpoint_tensor(const checkpoint *c, tensor_kind kind, uint32_t layer,
                                      uint32_t expert);
 
-/* The same for the same weights wherever they lie: config sizes, and every tensor's name, dtype,
- * shape and a sample of its bytes. Processes that disagree are refused at registration. */
+/* The same for the same weights wherever they lie and however they are sharded: config sizes, and
+ * every tensor's name, dtype, shape and a sample of its bytes (512, from 8 places: it tells models
+ * apart, it is no proof that every byte is equal).  Processes that disagree are refused at
+ * registration.  Touches 8 pages a tensor: call it once. */
 uint64_t checkpoint_fingerprint(const checkpoint *c);
 
 /* Parse the header of one safetensors file already in memory, without a config: what the fuzz

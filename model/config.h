@@ -22,6 +22,7 @@
 #define MODEL_EOS_MAX 8
 #define MODEL_DIM_MAX (1u << 20) /* hidden, intermediate, heads * head_dim */
 #define MODEL_VOCAB_MAX (1u << 24)
+#define MODEL_POSITION_MAX (1u << 24)
 
 typedef struct model_config {
     uint32_t vocab_size;
@@ -43,13 +44,20 @@ typedef struct model_config {
     uint32_t eos_count;
 } model_config;
 
-/* Parse the text of a config.json.
+/* Parse the text of a config.json.  An absent key takes MixtralConfig's default, except those five
+ * sizes without which there is no model: they must be given.  On error *out holds zeros.
  *   MOE_EINVAL        not JSON, a key missing, of the wrong type or outside its limits, sizes that
- * contradict each other; the text names the key MOE_EUNSUPPORTED  another architecture, activation,
- * rope type or attention form than this system computes  */
+ *                     contradict each other; the text names the key
+ *   MOE_EUNSUPPORTED  another architecture, activation, rope type or attention form than this
+ *                     system computes
+ *   MOE_ENOMEM  */
 moe_err model_config_parse(model_config *out, const char *json, size_t len, errbuf *eb);
 
-/* Read DIR/config.json and, if present, DIR/generation_config.json (its eos_token_id). */
+/* Read DIR/config.json and, if present, DIR/generation_config.json (its eos_token_id, joined to
+ * that of config.json).  As above, the text beginning with the file's path, and
+ *   MOE_ENOTFOUND  no config.json
+ *   MOE_ERANGE     a file of more than 1 MiB
+ *   MOE_EIO        a file that can't be read  */
 moe_err model_config_load(model_config *out, const char *dir, errbuf *eb);
 
 #endif
