@@ -13,8 +13,9 @@
  * So the first running sequence is never preempted for another: it finishes, then the next, and a
  * sequence that fits the cache alone always gets through.
  *
- * Planning marks how many tokens each running sequence contributes (seq.planned); the work list is
- * written from the marks at the end, so that preempting a sequence is just clearing its mark. */
+ * At most one running sequence is in the middle of its prompt, the last one: a chunk that ends
+ * early has used up the budget, and then nobody is admitted behind it.  So planning in the order of
+ * the list is "decodes first, then running prefills", and who is preempted was not planned yet. */
 
 #define SEQS_MAX (1u << 24)
 
@@ -218,7 +219,7 @@ stop(scheduler *s, seq *q)
 static void
 preempt(scheduler *s, seq *q)
 {
-    s->plan.token_count -= q->planned;
+    assert(q->planned == 0);
     s->plan.preempted++;
     s->plan.limited_by_blocks = true;
     s->stats.preemptions++;
@@ -255,12 +256,6 @@ scheduler_rollback(scheduler *s)
 }
 
 /* ---------------------------------------------------------------- planning */
-
-static bool
-is_decode(const seq *q)
-{
-    return q->total > q->prompt_len && q->computed == q->total - 1;
-}
 
 static uint32_t
 budget_left(const scheduler *s)
@@ -301,11 +296,14 @@ plan_running(scheduler *s, seq *q)
 }
 
 static void
-plan_all_running(scheduler *s, bool decodes)
+plan_all_running(scheduler *s)
 {
-    /* Who comes after q is asked last: planning q may preempt it. */
+    for (seq *q = s->running.first; q != NULL; q = q->next)
+        q->planned = 0;
+    /* Who comes after q is asked late: planning q may preempt it. */
     for (seq *q = s->running.first; q != NULL; q = q->next) {
-        if (is_decode(q) == decodes && !plan_running(s, q)) break;
+        assert(q->total - q->computed == 1 || q == s->running.last);
+        if (!plan_running(s, q)) break;
     }
 }
 
@@ -382,17 +380,10 @@ scheduler_plan(scheduler *s, step_plan *out)
 {
     assert(!s->in_step);
     s->plan = (step_plan){.work = s->work};
-    for (seq *q = s->running.first; q != NULL; q = q->next)
-        q->planned = 0;
-
-    plan_all_running(s, true);
-    plan_all_running(s, false);
+    plan_all_running(s);
     if (s->plan.preempted == 0) plan_waiting(s);
-
-    for (int decodes = 1; decodes >= 0; decodes--) {
-        for (seq *q = s->running.first; q != NULL; q = q->next) {
-            if (q->planned > 0 && is_decode(q) == (decodes == 1)) write_work(s, q);
-        }
+    for (seq *q = s->running.first; q != NULL; q = q->next) {
+        if (q->planned > 0) write_work(s, q);
     }
     s->in_step = s->plan.count > 0;
     *out = s->plan;
