@@ -198,7 +198,6 @@ Test(kv_blocks, child_of_an_evicted_block_is_not_found_behind_its_successor)
         cr_expect_eq(match_and_release(kv, b, 8), 1);
         cr_expect_eq(match_and_release(kv, a, 8), 0);
 
-        /* Prefix A computed anew has a new identity, so its old child stays lost: correct. */
         kv_blocks_release(kv, tb[0]);
         cr_expect_eq(kv_blocks_available(kv), 2);
         kv_blocks_free(kv);

@@ -639,7 +639,6 @@ Test(scheduler, commit_reports_each_end_and_forgets_the_sequence)
     scheduler_config config = roomy;
     config.max_num_batched_tokens = 12;
     scheduler *s = new_scheduler(config);
-    int user;
     seq_id ids[4];
     for (uint32_t i = 0; i < 4; i++)
         ids[i] = add(s, 100 * i, 3 + (i == 3), &plain);
@@ -663,7 +662,6 @@ Test(scheduler, commit_reports_each_end_and_forgets_the_sequence)
     expect_work(&p.work[1], ids[3], 3, 1, true);
     cr_expect_eq(p.work[0].tokens[0], PLAIN);
     commit(s, &p, PLAIN);
-    (void)user;
     scheduler_free(s);
 }
 
