@@ -51,7 +51,8 @@ typedef enum finish_reason {
 } finish_reason;
 
 /* Create with everything allocated for its limits; sequences' token arrays are allocated in add().
- */
+ *   MOE_ERANGE  a limit is 0 or too large, max_model_len < 2, eos_count > 8
+ *   MOE_ENOMEM  */
 moe_err scheduler_create(scheduler **out, const scheduler_config *config, errbuf *eb);
 void scheduler_free(scheduler *s); /* accepts NULL */
 
@@ -60,7 +61,8 @@ void scheduler_free(scheduler *s); /* accepts NULL */
  *   params  borrowed until the sequence is gone
  *   MOE_EBUSY   max_waiting sequences wait already
  *   MOE_ERANGE  the prompt is empty, does not leave room for one token in max_model_len, or needs
- * more blocks than exist MOE_ENOMEM  */
+ *               more blocks than exist, with all of its output; max_tokens is 0
+ *   MOE_ENOMEM  */
 moe_err scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len,
                       const gen_params *params, void *user, seq_id *out, errbuf *eb);
 
@@ -80,8 +82,8 @@ typedef struct seq_work {
     uint32_t start_pos;     /* tokens[0]'s position; with init: also the number of cached tokens */
     const uint32_t *tokens; /* [token_count] */
     uint32_t token_count;
-    const uint32_t *all_tokens; /* [start_pos + token_count ...] the sequence from position 0:
-                                   history, and the next prompt token */
+    const uint32_t *all_tokens; /* [total_tokens] the sequence from position 0: history, and the
+                                   next prompt token */
     uint32_t total_tokens;      /* known tokens of the sequence: prompt and output so far */
     uint32_t block_start;       /* block table entries from this index on are new to the router */
     const uint32_t *blocks;     /* [block_count] */
@@ -98,7 +100,8 @@ typedef struct step_plan {
         limited_by_blocks; /* which knob kept something from running */
 } step_plan;
 
-/* Plan the next step; count 0 when nothing can run. */
+/* Plan the next step; count 0 when there is nothing to run (then commit() may be left out).  Every
+ * plan with work is followed by commit() or rollback(). */
 void scheduler_plan(scheduler *s, step_plan *out);
 
 /* What became of a sequence in the step. */
@@ -108,12 +111,14 @@ typedef struct seq_outcome {
     finish_reason finished; /* out: FINISH_NONE while it goes on */
 } seq_outcome;
 
-/* Whether the sequence would end with this token (end of sequence, stop token, length); the engine
- * asks before it tells the sink. */
+/* Whether the sequence would end with this token; the engine asks before it tells the sink.
+ * FINISH_STOP for an end-of-sequence (unless ignore_eos) or stop token, but not while fewer than
+ * min_tokens were sampled before it; else FINISH_LENGTH when it is the last that fits. */
 finish_reason scheduler_finish_with(const scheduler *s, const seq_work *work, uint32_t token);
 
-/* Apply a finished step.  outcomes [plan.count], in the plan's order.  Finished sequences are gone
- * afterwards: their blocks are released, full ones stay findable by prefix. */
+/* Apply a finished step.  outcomes [plan.count], in the plan's order; `finished` of each is set:
+ * what scheduler_finish_with() says, else FINISH_STOP where `stop` is set.  Finished sequences are
+ * gone afterwards: their blocks are released, full ones stay findable by prefix. */
 void scheduler_commit(scheduler *s, seq_outcome *outcomes);
 
 /* The step failed as a whole (the router is gone): every running sequence goes back to waiting, in

@@ -1,0 +1,63 @@
+/* seq_table: the scheduler's sequences, found by id in constant time, and lists of them.
+ *
+ * Internal to the scheduler.  The table is sized at create; only a sequence's token array is
+ * allocated when it is added.
+ *
+ * Threads: one owner, the scheduler's.
+ */
+#ifndef MOE_FRONTEND_SEQ_TABLE_H
+#define MOE_FRONTEND_SEQ_TABLE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "frontend/scheduler.h"
+
+typedef struct seq {
+    seq_id id; /* rises with arrival; 0 = this entry is unused */
+    void *user;
+    const gen_params *params;
+    uint32_t *tokens; /* [total_max], owned */
+    uint32_t prompt_len;
+    uint32_t total;     /* tokens known: prompt and output so far */
+    uint32_t total_max; /* with the last token that can be sampled */
+
+    /* Only while it runs. */
+    bool running;
+    bool sent;         /* the router knows it: a step with it was committed */
+    uint32_t slot;     /* of the router */
+    uint32_t computed; /* tokens whose keys and values are in its blocks */
+    uint32_t *table;   /* [block_count] its blocks; memory of the slot */
+    uint32_t block_count;
+    uint32_t block_sent;       /* entries the router knows */
+    uint32_t block_registered; /* entries that were offered to the prefix cache, or came from it */
+    uint32_t planned;          /* tokens in the step being planned */
+
+    struct seq *prev, *next; /* in one list */
+} seq;
+
+typedef struct seq_list {
+    seq *first, *last;
+    uint32_t count;
+} seq_list;
+
+void seq_list_push_first(seq_list *list, seq *q);
+void seq_list_push_last(seq_list *list, seq *q);
+void seq_list_remove(seq_list *list, seq *q);
+
+typedef struct seq_table seq_table;
+
+/* capacity >= 1.  MOE_ENOMEM. */
+moe_err seq_table_create(seq_table **out, uint32_t capacity);
+void seq_table_free(seq_table *table); /* accepts NULL; frees sequences still in it too */
+
+/* Take an entry, with a token array of total_max and all else zero but id and total_max.  NULL if
+ * out of memory.  At most capacity sequences may be in the table. */
+seq *seq_table_add(seq_table *table, uint32_t total_max);
+/* NULL if unknown or removed. */
+seq *seq_table_find(seq_table *table, seq_id id);
+/* Take it out of its list first. */
+void seq_table_remove(seq_table *table, seq *q);
+
+#endif
