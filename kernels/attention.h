@@ -1,20 +1,32 @@
 /* attention: grouped-query attention over paged keys and values.
  *
  * The cache of one layer is an array of blocks of KV_BLOCK_TOKENS tokens; a sequence's block table
- * names its blocks in order. Within a block, per KV head (d = head_dim): keys [d][KV_BLOCK_TOKENS]
- * tokens across lanes, so that one query meets 16 keys without a horizontal sum values
- * [KV_BLOCK_TOKENS][d]   features across lanes so a block of one layer is { keys [kv_heads][d][16],
- * values [kv_heads][16][d] } of the cache's dtype (f32 or bf16, nearest-even).
+ * names its blocks in order.  Within a block, per KV head (d = head_dim):
+ *
+ *   keys    [d][16]  tokens across lanes, so that one query meets 16 keys without a horizontal sum
+ *   values  [16][d]  features across lanes
+ *
+ * so a block of one layer is { keys [kv_heads][d][16], values [kv_heads][16][d] } of the cache's
+ * dtype (f32, or bf16 rounded to nearest-even).
  *
  * For a query at position p, keys j with max(0, p - window + 1) <= j <= p take part (window 0: all
- * j <= p). Keys are walked in splits of KV_SPLIT_TOKENS at absolute positions (split s = keys s*256
- * .. s*256+255), splits without a visible key skipped: score_j = (sum over i rising, fmaf, of q[i]
- * * k_j[i]) * scale m = max over the split;  p_j = expf(score_j - m);  l = sum of p_j over 16
- * virtual lanes (lane = j mod 16), tree 8 4 2 1 o[i] = sum over j rising, fmaf, of p_j * v_j[i] and
- * splits are merged in rising order: M' = max(M, m), a = expf(M - M'), b = expf(m - M'); L =
- * fmaf(L, a, l * b), O[i] = fmaf(O[i], a, o[i] * b) (first split: copied).  Result O[i] / L.
- * Invisible keys have p_j = 0 and are not read.  Same bits on every tier, in any batch, for any
- * chunking.
+ * j <= p).  They are walked in splits of KV_SPLIT_TOKENS at absolute positions (split s = keys
+ * s*256 .. s*256+255); splits without a visible key are skipped.  Within a split, over its visible
+ * keys:
+ *
+ *   score_j = (sum over i rising, fmaf, of q[i] * k_j[i]) * scale
+ *   m       = max of score_j
+ *   p_j     = expf(score_j - m)
+ *   l       = sum of p_j over 16 virtual lanes (lane = j mod 16), tree 8 4 2 1
+ *   o[i]    = sum over j rising, fmaf, of p_j * v_j[i]
+ *
+ * Splits are merged in rising order (the first is copied):
+ *
+ *   M' = max(M, m), a = expf(M - M'), b = expf(m - M')
+ *   L  = fmaf(L, a, l * b), O[i] = fmaf(O[i], a, o[i] * b)
+ *
+ * The result is O[i] / L.  What invisible places of the cache hold does not matter, and blocks
+ * without a visible key are not touched.  Same bits on every tier, in any batch, for any chunking.
  *
  * Source: split-and-merge softmax as in FlashAttention (Dao et al., 2022) and Flash-Decoding;
  * paging as in vLLM (Kwon et al., 2023).

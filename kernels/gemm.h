@@ -2,12 +2,16 @@
  *
  *   out[r][n] = sum over k of a[r][k] * w[n][k]
  *
- * One output element is one chain: k rises by one from 0 to K64-1 with fmaf into a float that
- * starts at 0 (f32, bf16: the weight widened exactly); int8: within a group of 64 an exact int32
- * sum s, then acc = fmaf((float)s, a_scale * w_scale, acc), groups in rising order, where a_scale *
- * w_scale is one rounded float product.  The number of rows, the range of tiles and the thread
- * never change a row's bits.  f32 and int8 results are the same on every tier; bf16 results belong
- * to the tier: "avx2" and below as said above; a tier with vdpbf16ps rounds its own way.
+ * One output element is one chain:
+ *
+ *   f32, bf16  acc = fmaf(a[k], w[k], acc), k rising one by one from 0 to K64-1, acc starts at 0
+ *              (bf16: the weight widened exactly)
+ *   int8       per group of 64, rising: an exact int32 sum s, then acc = fmaf((float)s, a_scale *
+ *              w_scale, acc), where a_scale * w_scale is one rounded float product
+ *
+ * The number of rows, the range of tiles and the thread never change a row's bits.  f32 and int8
+ * results are the same on every tier; bf16 results belong to the tier: "avx2" and below as said
+ * above; a tier with vdpbf16ps rounds its own way.
  *
  * Threads: pure functions; calls with disjoint tiles or rows may run at once.
  */

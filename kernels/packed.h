@@ -4,20 +4,22 @@
  * lanes, K sequential inside a lane.  So every output element sums over K in one order, whatever
  * the number of rows, and a weight vector that was loaded serves all rows at hand.
  *
- *   N   output features, padded to N16 = a multiple of TILE_N with zero weights
- *   K   input features, padded to K64 = a multiple of GROUP_K with zeros, in weights and in
- * activations
+ *   N  output features, padded to N16 = a multiple of TILE_N with zero weights
+ *   K  input features, padded to K64 = a multiple of GROUP_K with zeros, in weights and activations
  *
  * Tile layouts (one tile = 16 features x K64, tiles follow each other without gaps):
- *   f32    [K64][16]                float
- *   bf16   [K64/2][16][2]           bfloat16 (the upper half of a float); the layout of vdpbf16ps
- *   int8   [K64/64] blocks of { [16][16][4] int8, then [16] float scale }: 16 steps of 4 along K,
- * 16 lanes; weight = q * scale of its feature and group of 64; q in -127..127 (-128 never occurs,
- * which keeps the pair sums of vpmaddubsw exact)
+ *
+ *   f32   [K64][16] float
+ *   bf16  [K64/2][16][2] bfloat16 (the upper half of a float); the layout of vdpbf16ps
+ *   int8  [K64/64] blocks of { [16][16][4] int8, [16] float scale }: 16 steps of 4 along K, 16
+ *         lanes, 4 along K; weight = q * scale of its feature and group of 64; q in -127..127
+ *         (-128 never occurs, which keeps the pair sums of vpmaddubsw exact)
  *
  * Activation rows (the same bytes in memory, in shared memory and on the wire; row stride =
- * act_row_bytes()): for f32 and bf16 weights   [K64] float for int8 weights           [K64] int8,
- * then [K64/64] float scale; q in -127..127
+ * act_row_bytes()):
+ *
+ *   for f32 and bf16 weights  [K64] float
+ *   for int8 weights          [K64] int8, then [K64/64] float scale; q in -127..127
  *
  * A gate/up matrix holds w1 and w3 interleaved by tile: tile 2i has 16 features of w1, tile 2i+1
  * the same 16 of w3, so that silu(w1 x) * (w3 x) is finished in registers.
@@ -32,6 +34,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define TILE_N 16
 #define GROUP_K 64
@@ -84,6 +87,26 @@ act_row_bytes(moe_dtype dtype, uint32_t k)
     const size_t k64 = pad_k(k);
     if (dtype != DTYPE_INT8) return k64 * 4;
     return (k64 + k64 / GROUP_K * 4 + 63) / 64 * 64;
+}
+
+/* bfloat16, the upper half of a float: widened exactly, narrowed to nearest-even (a NaN stays one).
+ */
+static inline float
+bf16_to_float(uint16_t v)
+{
+    const uint32_t bits = (uint32_t)v << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline uint16_t
+bf16_from_float(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 /* Does the dtype's activation row hold int8?  (else f32) */
