@@ -37,6 +37,7 @@
 #include "exchange/wire.h"
 
 #define EXCHANGE_NAME_MAX 96
+#define EXCHANGE_BELL_BYTES 4096 /* size of a bell object: the doorbell is at its start */
 
 /* A doorbell: an event count in memory both sides map.  Wait with futex_wait_change(), ring with
  * futex_bump(). */
