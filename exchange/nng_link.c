@@ -141,9 +141,11 @@ send_ready(nng_link *nl, bool *sent)
     return 0;
 }
 
+/* Also hang up, so that the other end learns of it and our other thread ends. */
 static void
 mark_broken(nng_link *nl, const char *why)
 {
+    nng_stream_close(nl->stream);
     if (!stopping(nl) && !atomic_exchange(nl->config.broken, true))
         LOG_WARN("exchange", "link broke: %s router=%" PRIu32, why, nl->config.router_id);
     futex_bump(nl->config.arrived);

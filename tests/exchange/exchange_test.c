@@ -91,3 +91,94 @@ Test(exchange, brings_every_row_home_over_a_mix_of_backends)
 {
     run_fleets(MIXED, DTYPE_BF16);
 }
+
+Test(exchange, serves_several_routers_from_one_set_of_workers)
+{
+    enum { ROUTERS = 4 };
+    router_end *routers[ROUTERS];
+    test_batch *batches = calloc(ROUTERS, sizeof *batches);
+    cr_assert_not_null(batches);
+    fleet_init(&f, &small);
+    fleet_add_workers(&f, 2, MIXED);
+    fleet_start(&f);
+    for (uint32_t r = 0; r < ROUTERS; r++) {
+        routers[r] = fleet_router(&f, r, 70 + r);
+        fleet_connect_all(&f, routers[r], r % 2 ? ALL_IPC : ALL_SHM);
+        batch_init(&batches[r], &f);
+    }
+    for (uint32_t step = 0; step < 20; step++) {
+        for (uint32_t r = 0; r < ROUTERS; r++) {
+            batch_draw(&batches[r], &f, routers[r], WIRE_EP, step % 4, 1 + (step + r) % 33,
+                       step * 100 + r);
+            batch_post(&batches[r], &f, routers[r]);
+        }
+        for (uint32_t r = 0; r < ROUTERS; r++) {
+            batch_wait_and_check(&batches[r], &f, routers[r]);
+        }
+    }
+    for (uint32_t r = 0; r < ROUTERS; r++) {
+        batch_fini(&batches[r]);
+        router_end_free(routers[r]);
+    }
+    free(batches);
+    fleet_fini(&f);
+}
+
+/* More pending dispatches than one take has room for: the next take finds the rest. */
+Test(exchange, takes_what_is_left_when_a_take_was_full)
+{
+    fleet_init(&f, &small);
+    fleet_add_workers(&f, 1, ALL_SHM);
+    router_end *re = fleet_router(&f, 0, 7);
+    fleet_connect(&f, re, 0, EXCHANGE_SHM);
+    test_batch *batches = calloc(MICRO_BATCH_MAX, sizeof *batches);
+    cr_assert_not_null(batches);
+    for (uint32_t mb = 0; mb < MICRO_BATCH_MAX; mb++) {
+        batch_init(&batches[mb], &f);
+        batch_draw(&batches[mb], &f, re, WIRE_EP, mb, 5, mb);
+        batch_post(&batches[mb], &f, re);
+    }
+    worker_end *we = f.workers[0].we;
+    uint32_t served = 0;
+    while (served < MICRO_BATCH_MAX) {
+        cr_assert(worker_end_wait(we, clock_now_ns() + NS_PER_S));
+        served += worker_serve(we);
+    }
+    for (uint32_t mb = 0; mb < MICRO_BATCH_MAX; mb++) {
+        batch_wait_and_check(&batches[mb], &f, re);
+        batch_fini(&batches[mb]);
+    }
+    free(batches);
+    worker_serve(we); /* nothing: so the next wait sleeps until its deadline */
+    cr_expect_not(worker_end_wait(we, clock_now_ns() + 1));
+    router_end_free(re);
+    fleet_fini(&f);
+}
+
+Test(exchange, sends_nothing_for_an_empty_list)
+{
+    errbuf eb;
+    uint32_t missing;
+    fleet_init(&f, &small);
+    fleet_add_workers(&f, 1, ALL_SHM);
+    router_end *re = fleet_router(&f, 0, 7);
+    fleet_connect(&f, re, 0, EXCHANGE_SHM);
+    const wire_hdr h = {.token_count = 0};
+    const dispatch_list empty = {0};
+    cr_expect_eq(router_end_post(re, 0, &h, &empty), MOE_OK);
+    cr_expect_eq(router_end_wait(re, 0, 0, &missing, &eb), MOE_OK);
+    cr_expect_null(router_end_result(re, 0, 0));
+    cr_expect_null(router_end_result_hdr(re, 0, 0));
+    router_end_free(re);
+    fleet_fini(&f);
+}
+
+Test(exchange, stop_ends_a_wait_for_good)
+{
+    fleet_init(&f, &small);
+    fleet_add_workers(&f, 1, ALL_SHM);
+    fleet_start(&f);
+    fleet_stop(&f); /* joins the thread, which waited without a deadline */
+    cr_expect_not(worker_end_wait(f.workers[0].we, 0));
+    fleet_fini(&f);
+}
