@@ -5,9 +5,9 @@
  *   dispatch  header, expert entries, row slots, [weights], token rows
  *   result    header, result rows
  *
- * The same structures lie in shared memory (exchange/link.h) and, one after the other, in an nng
- * message (exchange/nng_link.h). All fields are little-endian.  A message of an old epoch or
- * incarnation, or with a count that does not fit the limits, is refused, never trusted.
+ * The same structures lie in shared memory (exchange/link.h) and, one after the other, in a
+ * message on an nng link (exchange/link_msg.h). All fields are little-endian.  A message of an old
+ * epoch or incarnation, or with a count that does not fit the limits, is refused, never trusted.
  *
  * Symbols: T tokens in a micro-batch, K top-k, E experts of a layer, H hidden size.
  *
@@ -51,8 +51,7 @@ typedef struct wire_hdr {
     uint64_t incarnation; /* of the router: a number it drew when it started */
     uint64_t epoch;       /* of the placement this step runs under */
     uint64_t step;
-    uint64_t
-        send_time_ns; /* sender's monotonic clock: finds stragglers without synchronized clocks */
+    uint64_t send_time_ns; /* sender's monotonic clock: never compared with the receiver's */
     uint32_t router_id;
     uint32_t layer;
     uint32_t micro_batch;  /* 0 .. micro_batch_max-1 */
@@ -81,13 +80,20 @@ typedef struct exchange_limits {
     uint32_t token_max;       /* rows of one micro-batch */
     uint32_t num_layers;
     uint32_t num_experts;
-    uint32_t top_k;
+    uint32_t top_k; /* <= num_experts */
     uint32_t hidden;
     moe_dtype dtype; /* of the experts; token rows are its activation rows (packed.h) */
 } exchange_limits;
 
-/* Are the limits themselves sane (nothing zero, no product overflows)?  MOE_ERANGE names the field.
- */
+/* The most that limits may ask for: with these no product of theirs overflows a size_t. */
+#define EXCHANGE_TOKEN_MAX (1u << 20)
+#define EXCHANGE_LAYER_MAX (1u << 12)
+#define EXCHANGE_EXPERT_MAX (1u << 16)
+#define EXCHANGE_TOP_K_MAX 64u
+#define EXCHANGE_HIDDEN_MAX (1u << 17)
+
+/* Are the limits themselves sane (nothing zero, nothing above the limits on limits)?
+ *   MOE_ERANGE  the text names the field  */
 moe_err exchange_limits_check(const exchange_limits *limits, errbuf *eb);
 
 /* Bytes between token rows, and floats between result rows. */
@@ -103,15 +109,37 @@ exchange_result_stride(const exchange_limits *l)
     return round_up_u32(l->hidden, TILE_N);
 }
 
-/* Check a header that came from a peer: magic, version, kind, every count within the limits, a
- * dispatch's row_count consistent with mode. MOE_EMISMATCH  magic or version MOE_EINVAL anything
- * else; the text names the field and both values  */
+/* Row slots of a full micro-batch: T * K. */
+static inline size_t
+exchange_slot_max(const exchange_limits *l)
+{
+    return (size_t)l->token_max * l->top_k;
+}
+
+/* Check a header that came from a peer: magic, version, kind, every count within the limits, and
+ * the counts against each other:
+ *   dispatch  1 <= T; EP: 1 <= row_count <= T * K; TP: row_count = T * K; status 0
+ *   result    status OK: EP as above, TP: row_count = T; any other status: no rows
+ * Errors, whose text names the field and both values:
+ *   MOE_EMISMATCH  magic or version
+ *   MOE_EINVAL     anything else  */
 moe_err wire_hdr_check(const wire_hdr *h, enum wire_kind kind, const exchange_limits *limits,
                        errbuf *eb);
 
-/* Check a dispatch's lists: experts < E and rising, row counts add up to h->row_count, row slots <
- * T * K. MOE_EINVAL  the text names the entry */
+/* Check a dispatch's lists against a header that passed wire_hdr_check(): experts < E and rising,
+ * none empty, row counts add up to h->row_count, row slots < T * K and rising within one expert.
+ * TP must name every row slot once, so that no result row stays unwritten.
+ *   seen  scratch of wire_seen_words(limits) words; only for WIRE_TP, else NULL is fine
+ *   MOE_EINVAL  the text names the entry  */
 moe_err wire_dispatch_check(const wire_hdr *h, const wire_expert *experts,
-                            const uint32_t *row_slots, const exchange_limits *limits, errbuf *eb);
+                            const uint32_t *row_slots, const exchange_limits *limits,
+                            uint64_t *seen, errbuf *eb);
+
+/* Words of a bit set of all row slots. */
+static inline size_t
+wire_seen_words(const exchange_limits *l)
+{
+    return (exchange_slot_max(l) + 63) / 64;
+}
 
 #endif
