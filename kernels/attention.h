@@ -78,11 +78,21 @@ typedef struct attn_args {
     float *scratch; /* [attn_scratch_floats()], one per thread; 64-byte aligned */
 } attn_args;
 
+/* A query is one head of one row.  A call keeps up to ATTN_QUERIES of them in flight, each with a
+ * split's scores and two head-sized sums. */
+#define ATTN_QUERIES 8
+
+static inline size_t
+attn_query_floats(uint32_t head_dim)
+{
+    return KV_SPLIT_TOKENS + 2 * (size_t)round_up_u32(head_dim, 16);
+}
+
 static inline size_t
 attn_scratch_floats(uint32_t heads, uint32_t kv_heads, uint32_t head_dim)
 {
-    const size_t group = heads / kv_heads;
-    return group * (KV_SPLIT_TOKENS + 2 * (size_t)head_dim + 16) + 64;
+    (void)heads, (void)kv_heads; /* a batch may cut a group of heads anywhere */
+    return ATTN_QUERIES * attn_query_floats(head_dim);
 }
 
 typedef void attention_fn(const attn_args *args);

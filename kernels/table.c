@@ -5,8 +5,7 @@
 
 static const kernel_table ref = {
     .tier = "ref",
-    /* "avx2" rounds bf16 products as ref does, so both carry one name. */
-    .bf16_tier = "avx2",
+    .bf16_tier = "avx2", /* avx2 rounds bf16 products as ref does: one name for both */
     .gemm = {gemm_f32_ref, gemm_bf16_ref, gemm_int8_ref},
     .gemm_silu = {gemm_silu_f32_ref, gemm_silu_bf16_ref, gemm_silu_int8_ref},
     .rmsnorm = rmsnorm_ref,
@@ -19,9 +18,32 @@ static const kernel_table ref = {
     .attention = attention_ref,
 };
 
+#if defined(__x86_64__)
+static void
+use_avx2(kernel_table *k)
+{
+    k->tier = "avx2";
+    k->gemm[DTYPE_F32] = gemm_f32_avx2;
+    k->gemm[DTYPE_BF16] = gemm_bf16_avx2;
+    k->gemm[DTYPE_INT8] = gemm_int8_avx2;
+    k->gemm_silu[DTYPE_F32] = gemm_silu_f32_avx2;
+    k->gemm_silu[DTYPE_BF16] = gemm_silu_bf16_avx2;
+    k->gemm_silu[DTYPE_INT8] = gemm_silu_int8_avx2;
+    k->rmsnorm = rmsnorm_avx2;
+    k->act_pack = act_pack_avx2;
+    k->rope = rope_avx2;
+    k->row_add = row_add_avx2;
+    k->combine = combine_avx2;
+    k->attention = attention_avx2;
+}
+#endif
+
 void
 kernel_table_init(kernel_table *k, unsigned cpu_flags)
 {
     *k = ref;
-    (void)cpu_flags;
+    if (!(cpu_flags & CPU_AVX2)) return;
+#if defined(__x86_64__)
+    use_avx2(k);
+#endif
 }
