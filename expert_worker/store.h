@@ -1,0 +1,32 @@
+/* store: the packed weights of the experts this worker hosts, in equal slots.
+ *
+ * A worker hosts what the router tells it: whole experts (EP), or its slice of every expert (TP).
+ * Slots are packed straight from the mapped checkpoint, so that only the hosted experts' bytes are
+ * read and no second copy exists.
+ *
+ * Threads: create in one thread; afterwards immutable and readable from any.
+ */
+#ifndef MOE_EXPERT_WORKER_STORE_H
+#define MOE_EXPERT_WORKER_STORE_H
+
+#include <stdint.h>
+
+#include "common/pool.h"
+#include "model/pack.h"
+
+typedef struct expert_store expert_store;
+
+/* Pack experts [count] (layer * E + expert, rising) with the pool's threads.
+ *   MOE_EINVAL   an id is out of range or repeated, or a weight is not finite
+ *   MOE_ENOMEM   the slots don't fit; the text names the bytes  */
+moe_err expert_store_create(expert_store **out, const checkpoint *c, const expert_layout *layout,
+                            const uint32_t *experts, uint32_t count, pool *p, errbuf *eb);
+void expert_store_free(expert_store *s); /* accepts NULL */
+
+/* The slot of an expert, 64-byte aligned (expert_layout); NULL if it is not hosted. */
+const char *expert_store_slot(const expert_store *s, uint32_t layer, uint32_t expert);
+const expert_layout *expert_store_layout(const expert_store *s);
+uint32_t expert_store_count(const expert_store *s);
+uint64_t expert_store_bytes(const expert_store *s);
+
+#endif
