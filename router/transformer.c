@@ -1,0 +1,720 @@
+#include "router/transformer.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/clock.h"
+#include "router/weights.h"
+
+#define HEAD_ROWS 64         /* logits computed at a time */
+#define ROWS_PER_ITEM 16     /* row operations, attention */
+#define TILES_PER_ITEM 8     /* products */
+#define GEMM_ROWS 256        /* rows of one product item */
+#define PARALLEL_MIN 500000u /* multiply-adds below which waking threads costs more than it gives  \
+                              */
+
+/* The rows of one micro-batch: x rows [first, first + count).  In the last layer, wanted rows are
+ * moved to the front of the range. */
+typedef struct micro_batch {
+    uint32_t first, count;
+    dispatch_plan *plan;
+} micro_batch;
+
+struct transformer {
+    model_config config;
+    transformer_config limits;
+    const kernel_table *kernels;
+    pool *pool;
+    router_weights weights;
+
+    char *kv; /* [L][kv_block_count][kv_block_stride] */
+    size_t kv_bytes, kv_block_stride;
+    float *rope_cos, *rope_sin; /* [max_model_len][head_dim / 2] */
+
+    /* Rows of the step, all [token_max]. */
+    float *x;           /* [H] residual stream */
+    float *normed;      /* [hidden_stride] */
+    char *act;          /* [act_stride] activation rows for the next product */
+    float *qkv;         /* [qkv_width] */
+    float *attn;        /* [heads * head_dim] */
+    float *proj;        /* [hidden_stride] */
+    float *gate_logits; /* [gate_stride] */
+    uint32_t *topk_ids; /* [K] */
+    float *topk_weights;
+    uint32_t *row_seq, *row_pos, *row_index; /* sequence, position, place in the step's rows */
+    bool *wanted;
+    float *logits;  /* [HEAD_ROWS][logits_stride] */
+    float *scratch; /* [threads][scratch_stride] attention's */
+    size_t hidden_stride, act_stride, gate_stride, logits_stride, scratch_stride;
+
+    micro_batch batches[MICRO_BATCH_MAX];
+    uint32_t batch_count;
+    uint64_t *expert_tokens; /* [L * E] */
+
+    /* The phase being run by the pool. */
+    struct {
+        const step_seq *seqs;
+        const transformer_probe *probe;
+        uint32_t layer, first, count;
+        uint32_t step_rows; /* T */
+        const expert_fleet *fleet;
+        uint32_t micro_batch;
+        gemm_args gemm;
+        gemm_fn *gemm_fn;
+        uint32_t tile_total, tile_items;
+        const float *norm_weight;
+        void *norm_rows; /* the exchange's token rows */
+    } job;
+};
+
+static void *
+array(size_t count, size_t bytes)
+{
+    const size_t total = (count * bytes + 63) / 64 * 64 + 64;
+    void *p = aligned_alloc(64, total);
+    if (p != NULL) memset(p, 0, total);
+    return p;
+}
+
+static void
+fill_rope(transformer *tf)
+{
+    const uint32_t half = tf->config.head_dim / 2;
+    for (uint32_t i = 0; i < half; i++) {
+        const float inv_freq =
+            1.0f / (float)pow(tf->config.rope_theta, (double)(2 * i) / tf->config.head_dim);
+        for (uint32_t pos = 0; pos < tf->limits.max_model_len; pos++) {
+            const float angle = (float)pos * inv_freq;
+            tf->rope_cos[(size_t)pos * half + i] = (float)cos((double)angle);
+            tf->rope_sin[(size_t)pos * half + i] = (float)sin((double)angle);
+        }
+    }
+}
+
+exchange_limits
+transformer_exchange_limits(const transformer *tf)
+{
+    return (exchange_limits){.micro_batch_max = tf->limits.micro_batches,
+                             .token_max = tf->limits.token_max,
+                             .num_layers = tf->config.num_layers,
+                             .num_experts = tf->config.num_experts,
+                             .top_k = tf->config.top_k,
+                             .hidden = tf->config.hidden_size,
+                             .dtype = tf->limits.expert_dtype};
+}
+
+static moe_err
+allocate(transformer *tf, errbuf *eb)
+{
+    const model_config *c = &tf->config;
+    const uint32_t q_width = c->num_heads * c->head_dim, t = tf->limits.token_max;
+    tf->hidden_stride = pad_k(c->hidden_size);
+    const size_t act_h = act_row_bytes(tf->limits.attn_dtype, c->hidden_size);
+    const size_t act_q = act_row_bytes(tf->limits.attn_dtype, q_width);
+    tf->act_stride = act_h > act_q ? act_h : act_q;
+    tf->gate_stride = round_up_u32(c->num_experts, TILE_N);
+    tf->logits_stride = round_up_u32(c->vocab_size, TILE_N);
+    tf->scratch_stride =
+        round_up_u32((uint32_t)attn_scratch_floats(c->num_heads, c->num_kv_heads, c->head_dim), 16);
+
+    tf->kv_block_stride = kv_block_bytes(tf->limits.kv_dtype, c->num_kv_heads, c->head_dim);
+    tf->kv_bytes = tf->kv_block_stride * tf->limits.kv_block_count * c->num_layers;
+    void *kv = mmap(NULL, tf->kv_bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (kv == MAP_FAILED)
+        return err_set(eb, MOE_ENOMEM, "no memory for a KV cache of %zu bytes", tf->kv_bytes);
+    madvise(kv, tf->kv_bytes, MADV_HUGEPAGE);
+    tf->kv = kv;
+
+    const size_t rope = (size_t)tf->limits.max_model_len * (c->head_dim / 2);
+    tf->rope_cos = array(rope, sizeof(float));
+    tf->rope_sin = array(rope, sizeof(float));
+    tf->x = array((size_t)t * c->hidden_size, sizeof(float));
+    tf->normed = array(t * tf->hidden_stride, sizeof(float));
+    tf->act = array(t, tf->act_stride);
+    tf->qkv = array((size_t)t * tf->weights.qkv_width, sizeof(float));
+    tf->attn = array((size_t)t * q_width, sizeof(float));
+    tf->proj = array(t * tf->hidden_stride, sizeof(float));
+    tf->gate_logits = array(t * tf->gate_stride, sizeof(float));
+    tf->topk_ids = array((size_t)t * c->top_k, sizeof(uint32_t));
+    tf->topk_weights = array((size_t)t * c->top_k, sizeof(float));
+    tf->row_seq = array(t, sizeof(uint32_t));
+    tf->row_pos = array(t, sizeof(uint32_t));
+    tf->row_index = array(t, sizeof(uint32_t));
+    tf->wanted = array(t, sizeof(bool));
+    tf->logits = array(HEAD_ROWS * tf->logits_stride, sizeof(float));
+    tf->scratch = array(pool_size(tf->pool) * tf->scratch_stride, sizeof(float));
+    tf->expert_tokens = array((size_t)c->num_layers * c->num_experts, sizeof(uint64_t));
+    if (!tf->rope_cos || !tf->rope_sin || !tf->x || !tf->normed || !tf->act || !tf->qkv ||
+        !tf->attn || !tf->proj || !tf->gate_logits || !tf->topk_ids || !tf->topk_weights ||
+        !tf->row_seq || !tf->row_pos || !tf->row_index || !tf->wanted || !tf->logits ||
+        !tf->scratch || !tf->expert_tokens)
+        return err_set(eb, MOE_ENOMEM, "no memory for the buffers of %u tokens a step", t);
+    return MOE_OK;
+}
+
+moe_err
+transformer_create(transformer **out, const checkpoint *c, const kernel_table *kernels, pool *p,
+                   const transformer_config *config, errbuf *eb)
+{
+    *out = NULL;
+    if (config->token_max == 0 || config->token_max > EXCHANGE_TOKEN_MAX || config->seq_max == 0 ||
+        config->max_model_len == 0 || config->max_model_len > MODEL_POSITION_MAX ||
+        config->kv_block_count == 0 || config->micro_batches == 0 ||
+        config->micro_batches > MICRO_BATCH_MAX)
+        return err_set(eb, MOE_ERANGE, "a limit of the step is zero or too large");
+
+    transformer *tf = calloc(1, sizeof *tf);
+    if (tf == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    tf->config = *checkpoint_config(c);
+    tf->limits = *config;
+    tf->kernels = kernels;
+    tf->pool = p;
+    moe_err err = router_weights_load(&tf->weights, c, config->attn_dtype, p, eb);
+    if (!err) err = allocate(tf, eb);
+    const exchange_limits limits = transformer_exchange_limits(tf);
+    for (uint32_t m = 0; m < config->micro_batches && !err; m++) {
+        err = dispatch_plan_create(&tf->batches[m].plan, &limits, WORKER_MAX);
+        if (err) err_set(eb, err, "no memory for a dispatch plan");
+    }
+    if (err) {
+        transformer_free(tf);
+        return err;
+    }
+    fill_rope(tf);
+    *out = tf;
+    return MOE_OK;
+}
+
+void
+transformer_free(transformer *tf)
+{
+    if (tf == NULL) return;
+    void *const owned[] = {tf->rope_cos, tf->rope_sin,     tf->x,
+                           tf->normed,   tf->act,          tf->qkv,
+                           tf->attn,     tf->proj,         tf->gate_logits,
+                           tf->topk_ids, tf->topk_weights, tf->row_seq,
+                           tf->row_pos,  tf->row_index,    tf->wanted,
+                           tf->logits,   tf->scratch,      tf->expert_tokens};
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
+        free(owned[i]);
+    }
+    for (uint32_t m = 0; m < MICRO_BATCH_MAX; m++) {
+        dispatch_plan_free(tf->batches[m].plan);
+    }
+    if (tf->kv != NULL) munmap(tf->kv, tf->kv_bytes);
+    router_weights_unload(&tf->weights);
+    free(tf);
+}
+
+const uint64_t *
+transformer_expert_tokens(const transformer *tf)
+{
+    return tf->expert_tokens;
+}
+
+/* ---- running a phase over the pool ---- */
+
+static void
+run_items(transformer *tf, pool_fn *fn, uint32_t items, uint64_t work)
+{
+    if (items > 1 && work >= PARALLEL_MIN) {
+        pool_run(tf->pool, fn, tf, items);
+    } else {
+        for (uint32_t i = 0; i < items; i++) {
+            fn(tf, i, 0);
+        }
+    }
+}
+
+static void
+gemm_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    gemm_args g = tf->job.gemm;
+    const uint32_t row0 = item / tf->job.tile_items * GEMM_ROWS;
+    g.tile_begin = item % tf->job.tile_items * TILES_PER_ITEM;
+    g.tile_end = g.tile_begin + TILES_PER_ITEM;
+    if (g.tile_end > tf->job.tile_total) g.tile_end = tf->job.tile_total;
+    g.a = (const char *)g.a + row0 * g.a_stride;
+    g.out += row0 * g.out_stride;
+    g.m = g.m - row0 < GEMM_ROWS ? g.m - row0 : GEMM_ROWS;
+    tf->job.gemm_fn(&g);
+}
+
+/* out rows [m] = activation rows [m] times w [n, k]. */
+static void
+multiply(transformer *tf, moe_dtype dtype, const void *w, uint32_t n, uint32_t k, const void *a,
+         size_t a_stride, uint32_t m, float *out, size_t out_stride)
+{
+    if (m == 0) return;
+    tf->job.gemm = (gemm_args){
+        .w = w, .k = k, .a = a, .a_stride = a_stride, .m = m, .out = out, .out_stride = out_stride};
+    tf->job.gemm_fn = tf->kernels->gemm[dtype];
+    tf->job.tile_total = tile_count(n);
+    tf->job.tile_items = (tf->job.tile_total + TILES_PER_ITEM - 1) / TILES_PER_ITEM;
+    run_items(tf, gemm_item, tf->job.tile_items * ((m + GEMM_ROWS - 1) / GEMM_ROWS),
+              (uint64_t)m * n * k);
+}
+
+static void
+job_rows(const transformer *tf, uint32_t item, uint32_t *begin, uint32_t *end)
+{
+    const uint32_t stop = tf->job.first + tf->job.count;
+    *begin = tf->job.first + item * ROWS_PER_ITEM;
+    *end = *begin + ROWS_PER_ITEM < stop ? *begin + ROWS_PER_ITEM : stop;
+}
+
+static void
+run_rows(transformer *tf, pool_fn *fn, uint32_t first, uint32_t count, uint64_t work_per_row)
+{
+    tf->job.first = first;
+    tf->job.count = count;
+    run_items(tf, fn, (count + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM, count * work_per_row);
+}
+
+/* ---- the parts of a layer ---- */
+
+static void
+norm_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    const uint32_t h = tf->config.hidden_size;
+    uint32_t begin, end;
+    job_rows(tf, item, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        float *y = tf->normed + t * tf->hidden_stride;
+        tf->kernels->rmsnorm(tf->x + (size_t)t * h, tf->job.norm_weight, tf->config.rms_norm_eps, h,
+                             y);
+        tf->kernels->act_pack(tf->limits.attn_dtype, y, h, tf->act + t * tf->act_stride);
+    }
+}
+
+static char *
+kv_block(const transformer *tf, uint32_t layer, uint32_t block)
+{
+    return tf->kv + ((size_t)layer * tf->limits.kv_block_count + block) * tf->kv_block_stride;
+}
+
+static void
+rope_store_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    const model_config *c = &tf->config;
+    uint32_t begin, end;
+    job_rows(tf, item, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        float *row = tf->qkv + (size_t)t * tf->weights.qkv_width;
+        const uint32_t pos = tf->row_pos[t];
+        const float *cosines = tf->rope_cos + (size_t)pos * (c->head_dim / 2);
+        const float *sines = tf->rope_sin + (size_t)pos * (c->head_dim / 2);
+        float *k = row + tf->weights.k_column, *v = row + tf->weights.v_column;
+        tf->kernels->rope(row, c->num_heads, c->head_dim, cosines, sines);
+        tf->kernels->rope(k, c->num_kv_heads, c->head_dim, cosines, sines);
+        const uint32_t *table = tf->job.seqs[tf->row_seq[t]].block_table;
+        tf->kernels->kv_store(tf->limits.kv_dtype,
+                              kv_block(tf, tf->job.layer, table[pos / KV_BLOCK_TOKENS]),
+                              pos % KV_BLOCK_TOKENS, c->num_kv_heads, c->head_dim, k, v);
+    }
+}
+
+/* How many rows from t on (below end) belong to one sequence at consecutive positions. */
+static uint32_t
+run_length(const transformer *tf, uint32_t t, uint32_t end)
+{
+    uint32_t n = 1;
+    while (t + n < end && tf->row_seq[t + n] == tf->row_seq[t] &&
+           tf->row_pos[t + n] == tf->row_pos[t] + n) {
+        n++;
+    }
+    return n;
+}
+
+static void
+attention_item(void *arg, uint32_t item, uint32_t thread)
+{
+    transformer *tf = arg;
+    const model_config *c = &tf->config;
+    const uint32_t kv_head = item % c->num_kv_heads, q_width = c->num_heads * c->head_dim;
+    uint32_t begin, end;
+    job_rows(tf, item / c->num_kv_heads, &begin, &end);
+    for (uint32_t t = begin, n; t < end; t += n) {
+        n = run_length(tf, t, end);
+        const attn_args args = {
+            .kv_dtype = tf->limits.kv_dtype,
+            .blocks = kv_block(tf, tf->job.layer, 0),
+            .block_stride = tf->kv_block_stride,
+            .block_table = tf->job.seqs[tf->row_seq[t]].block_table,
+            .heads = c->num_heads,
+            .kv_heads = c->num_kv_heads,
+            .head_dim = c->head_dim,
+            .window = c->sliding_window,
+            .scale = 1.0f / sqrtf((float)c->head_dim),
+            .first_pos = tf->row_pos[t],
+            .rows = n,
+            .kv_head = kv_head,
+            .q = tf->qkv + (size_t)t * tf->weights.qkv_width,
+            .q_stride = tf->weights.qkv_width,
+            .out = tf->attn + (size_t)t * q_width,
+            .out_stride = q_width,
+            .scratch = tf->scratch + thread * tf->scratch_stride,
+        };
+        tf->kernels->attention(&args);
+    }
+}
+
+static void
+pack_attn_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    const uint32_t q_width = tf->config.num_heads * tf->config.head_dim;
+    uint32_t begin, end;
+    job_rows(tf, item, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        tf->kernels->act_pack(tf->limits.attn_dtype, tf->attn + (size_t)t * q_width, q_width,
+                              tf->act + t * tf->act_stride);
+    }
+}
+
+/* Add the projection, norm, and write the rows the workers will read. */
+static void
+ffn_norm_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    const uint32_t h = tf->config.hidden_size;
+    const size_t row_bytes = act_row_bytes(tf->limits.expert_dtype, h);
+    uint32_t begin, end;
+    job_rows(tf, item, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        float *x = tf->x + (size_t)t * h, *y = tf->normed + t * tf->hidden_stride;
+        tf->kernels->row_add(x, tf->proj + t * tf->hidden_stride, h);
+        tf->kernels->rmsnorm(x, tf->job.norm_weight, tf->config.rms_norm_eps, h, y);
+        tf->kernels->act_pack(tf->limits.expert_dtype, y, h,
+                              (char *)tf->job.norm_rows + (t - tf->job.first) * row_bytes);
+    }
+}
+
+static void
+gate_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    const uint32_t k = tf->config.top_k;
+    uint32_t begin, end;
+    job_rows(tf, item, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        tf->kernels->gate_topk(tf->gate_logits + t * tf->gate_stride, tf->config.num_experts, k,
+                               tf->topk_ids + (size_t)t * k, tf->topk_weights + (size_t)t * k);
+    }
+}
+
+/* Move the rows somebody wants to the front of the micro-batch; returns how many.  Only what the
+ * rest of the layer reads moves. */
+static uint32_t
+keep_wanted(transformer *tf, const micro_batch *mb)
+{
+    const uint32_t h = tf->config.hidden_size, width = tf->weights.qkv_width;
+    uint32_t to = mb->first;
+    for (uint32_t t = mb->first; t < mb->first + mb->count; t++) {
+        if (!tf->wanted[t]) continue;
+        if (to != t) {
+            memcpy(tf->x + (size_t)to * h, tf->x + (size_t)t * h, h * sizeof(float));
+            memcpy(tf->qkv + (size_t)to * width, tf->qkv + (size_t)t * width,
+                   width * sizeof(float));
+            tf->row_seq[to] = tf->row_seq[t];
+            tf->row_pos[to] = tf->row_pos[t];
+            tf->row_index[to] = tf->row_index[t];
+        }
+        to++;
+    }
+    return to - mb->first;
+}
+
+static void
+attend(transformer *tf, micro_batch *mb, uint32_t layer)
+{
+    const model_config *c = &tf->config;
+    const layer_weights *w = &tf->weights.layers[layer];
+    const uint32_t h = c->hidden_size, q_width = c->num_heads * c->head_dim;
+
+    tf->job.layer = layer;
+    tf->job.norm_weight = w->attn_norm;
+    run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
+    multiply(tf, tf->limits.attn_dtype, w->qkv, tf->weights.qkv_width, h,
+             tf->act + mb->first * tf->act_stride, tf->act_stride, mb->count,
+             tf->qkv + (size_t)mb->first * tf->weights.qkv_width, tf->weights.qkv_width);
+    run_rows(tf, rope_store_item, mb->first, mb->count, 4u * tf->weights.qkv_width);
+
+    if (layer + 1 == c->num_layers) mb->count = keep_wanted(tf, mb);
+    uint64_t context = 0;
+    for (uint32_t t = mb->first; t < mb->first + mb->count; t++) {
+        context += tf->row_pos[t] + 1;
+    }
+    tf->job.first = mb->first;
+    tf->job.count = mb->count;
+    run_items(tf, attention_item, (mb->count + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM * c->num_kv_heads,
+              2 * context * q_width);
+    run_rows(tf, pack_attn_item, mb->first, mb->count, 4u * q_width);
+    multiply(tf, tf->limits.attn_dtype, w->o, h, q_width, tf->act + mb->first * tf->act_stride,
+             tf->act_stride, mb->count, tf->proj + mb->first * tf->hidden_stride,
+             tf->hidden_stride);
+}
+
+static moe_err
+gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer,
+                  uint64_t step, uint32_t *lost, errbuf *eb)
+{
+    micro_batch *mb = &tf->batches[m];
+    const model_config *c = &tf->config;
+    const layer_weights *w = &tf->weights.layers[layer];
+    if (mb->count == 0) return MOE_OK;
+
+    tf->job.norm_weight = w->ffn_norm;
+    tf->job.norm_rows = router_end_rows(fleet->exchange, m);
+    run_rows(tf, ffn_norm_item, mb->first, mb->count, 8u * c->hidden_size);
+    multiply(tf, DTYPE_F32, w->gate, c->num_experts, c->hidden_size,
+             tf->normed + mb->first * tf->hidden_stride, tf->hidden_stride * sizeof(float),
+             mb->count, tf->gate_logits + mb->first * tf->gate_stride, tf->gate_stride);
+    run_rows(tf, gate_item, mb->first, mb->count, 16u * c->num_experts);
+
+    const size_t first = (size_t)mb->first * c->top_k;
+    moe_err err = dispatch_plan_build(
+        mb->plan, fleet->mode,
+        fleet->expert_worker ? fleet->expert_worker + (size_t)layer * c->num_experts : NULL,
+        fleet->worker_count, tf->topk_ids + first, tf->topk_weights + first, mb->count);
+    if (err) return err_set(eb, err, "layer %u: no dispatch plan (%s)", layer, moe_err_name(err));
+
+    const uint32_t *counts = dispatch_plan_expert_counts(mb->plan);
+    for (uint32_t e = 0; e < c->num_experts; e++) {
+        tf->expert_tokens[(size_t)layer * c->num_experts + e] += counts[e];
+    }
+    const wire_hdr hdr = {.epoch = fleet->epoch,
+                          .step = step,
+                          .layer = layer,
+                          .micro_batch = m,
+                          .mode = fleet->mode,
+                          .token_count = mb->count};
+    for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
+        const dispatch_list list = dispatch_plan_list(mb->plan, worker);
+        err = router_end_post(fleet->exchange, worker, &hdr, &list);
+        if (err) {
+            *lost = worker;
+            return err_set(eb, err, "worker %u: can't send layer %u (%s)", worker, layer,
+                           moe_err_name(err));
+        }
+    }
+    return MOE_OK;
+}
+
+/* EP: x += the weighted sum of the experts' rows, in top-k order. */
+static void
+combine_ep_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    const expert_fleet *fleet = tf->job.fleet;
+    const micro_batch *mb = &tf->batches[tf->job.micro_batch];
+    const uint32_t k = tf->config.top_k, h = tf->config.hidden_size;
+    const size_t stride = round_up_u32(h, TILE_N);
+    uint32_t begin, end;
+    job_rows(tf, item, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        const float *rows[MODEL_TOPK_MAX];
+        for (uint32_t j = 0; j < k; j++) {
+            uint32_t worker, row;
+            dispatch_plan_home(mb->plan, (t - mb->first) * k + j, &worker, &row);
+            rows[j] =
+                router_end_result(fleet->exchange, worker, tf->job.micro_batch) + row * stride;
+        }
+        tf->kernels->combine(tf->x + (size_t)t * h, rows, tf->topk_weights + (size_t)t * k, k, h);
+    }
+}
+
+/* TP: x += the workers' partial rows, added in rank order. */
+static void
+combine_tp_item(void *arg, uint32_t item, uint32_t thread)
+{
+    (void)thread;
+    transformer *tf = arg;
+    const expert_fleet *fleet = tf->job.fleet;
+    const micro_batch *mb = &tf->batches[tf->job.micro_batch];
+    const uint32_t h = tf->config.hidden_size;
+    const size_t stride = round_up_u32(h, TILE_N);
+    uint32_t begin, end;
+    job_rows(tf, item, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        float *sum = tf->proj + t * tf->hidden_stride;
+        for (uint32_t w = 0; w < fleet->worker_count; w++) {
+            const float *part = router_end_result(fleet->exchange, w, tf->job.micro_batch) +
+                                (t - mb->first) * stride;
+            if (w == 0)
+                memcpy(sum, part, h * sizeof *sum);
+            else
+                tf->kernels->row_add(sum, part, h);
+        }
+        tf->kernels->row_add(tf->x + (size_t)t * h, sum, h);
+    }
+}
+
+static void
+probe_rows(const transformer *tf, const micro_batch *mb, uint32_t layer)
+{
+    const transformer_probe *p = tf->job.probe;
+    const uint32_t k = tf->config.top_k, h = tf->config.hidden_size;
+    if (p == NULL) return;
+    for (uint32_t t = mb->first; t < mb->first + mb->count; t++) {
+        const size_t row = (size_t)layer * tf->job.step_rows + tf->row_index[t];
+        if (p->gate_ids)
+            memcpy(p->gate_ids + row * k, tf->topk_ids + (size_t)t * k, k * sizeof(uint32_t));
+        if (p->gate_weights)
+            memcpy(p->gate_weights + row * k, tf->topk_weights + (size_t)t * k, k * sizeof(float));
+        if (p->hidden) memcpy(p->hidden + row * h, tf->x + (size_t)t * h, h * sizeof(float));
+    }
+}
+
+static moe_err
+combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer, step_times *times,
+        uint32_t *lost, errbuf *eb)
+{
+    micro_batch *mb = &tf->batches[m];
+    if (mb->count == 0) return MOE_OK;
+    const uint64_t start = clock_now_ns();
+    const moe_err err =
+        router_end_wait(fleet->exchange, m, start + fleet->timeout_ms * NS_PER_MS, lost, eb);
+    times->expert_wait_ns += clock_now_ns() - start;
+    if (err) return err_wrap(eb, err, "worker %u, layer %u", *lost, layer);
+
+    tf->job.micro_batch = m;
+    tf->job.fleet = fleet;
+    run_rows(tf, fleet->mode == WIRE_EP ? combine_ep_item : combine_tp_item, mb->first, mb->count,
+             4u * tf->config.top_k * tf->config.hidden_size);
+    probe_rows(tf, mb, layer);
+    return MOE_OK;
+}
+
+/* ---- a step ---- */
+
+static moe_err
+lay_out_rows(transformer *tf, const step_seq *seqs, uint32_t count, uint32_t *row_count, errbuf *eb)
+{
+    const bool probing = tf->job.probe != NULL;
+    uint32_t t = 0;
+    for (uint32_t s = 0; s < count; s++) {
+        const step_seq *q = &seqs[s];
+        if (q->token_count > tf->limits.token_max - t)
+            return err_set(eb, MOE_ERANGE, "more than %u tokens in a step", tf->limits.token_max);
+        if (q->token_count > tf->limits.max_model_len ||
+            q->start_pos > tf->limits.max_model_len - q->token_count)
+            return err_set(eb, MOE_EINVAL, "sequence %u: positions %u + %u exceed %u", s,
+                           q->start_pos, q->token_count, tf->limits.max_model_len);
+        for (uint32_t i = 0; i < q->token_count; i++, t++) {
+            if (q->tokens[i] >= tf->config.vocab_size)
+                return err_set(eb, MOE_EINVAL, "sequence %u: token id %u is not below %u", s,
+                               q->tokens[i], tf->config.vocab_size);
+            tensor_read_f32(tf->weights.embed, (size_t)q->tokens[i] * tf->config.hidden_size,
+                            tf->config.hidden_size, tf->x + (size_t)t * tf->config.hidden_size);
+            tf->row_seq[t] = s;
+            tf->row_pos[t] = q->start_pos + i;
+            tf->row_index[t] = t;
+            tf->wanted[t] = probing || q->want_all || (q->want_last && i + 1 == q->token_count);
+        }
+    }
+    *row_count = t;
+    return MOE_OK;
+}
+
+static void
+split_batches(transformer *tf, uint32_t rows)
+{
+    const uint32_t m = tf->limits.micro_batches < rows ? tf->limits.micro_batches : rows;
+    tf->batch_count = m;
+    for (uint32_t i = 0; i < m; i++) {
+        const uint32_t begin = (uint32_t)((uint64_t)rows * i / m);
+        tf->batches[i].first = begin;
+        tf->batches[i].count = (uint32_t)((uint64_t)rows * (i + 1) / m) - begin;
+    }
+}
+
+static void
+compute_logits(transformer *tf, const step_seq *seqs, logits_fn *on_logits, void *user)
+{
+    const uint32_t h = tf->config.hidden_size;
+    for (uint32_t m = 0; m < tf->batch_count; m++) {
+        const micro_batch *mb = &tf->batches[m];
+        tf->job.norm_weight = tf->weights.final_norm;
+        run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
+        for (uint32_t done = 0; done < mb->count; done += HEAD_ROWS) {
+            const uint32_t first = mb->first + done;
+            const uint32_t n = mb->count - done < HEAD_ROWS ? mb->count - done : HEAD_ROWS;
+            multiply(tf, tf->limits.attn_dtype, tf->weights.head, tf->config.vocab_size, h,
+                     tf->act + first * tf->act_stride, tf->act_stride, n, tf->logits,
+                     tf->logits_stride);
+            for (uint32_t i = 0; i < n; i++) {
+                const uint32_t s = tf->row_seq[first + i];
+                on_logits(user, s, tf->row_pos[first + i] - seqs[s].start_pos,
+                          tf->logits + i * tf->logits_stride);
+            }
+        }
+    }
+}
+
+/* After an error: nothing may be in flight when the rows are used again. */
+static void
+settle(transformer *tf, const expert_fleet *fleet)
+{
+    for (uint32_t m = 0; m < tf->batch_count; m++) {
+        uint32_t lost;
+        for (uint32_t tries = 0; tries <= fleet->worker_count; tries++) {
+            const moe_err err = router_end_wait(
+                fleet->exchange, m, clock_now_ns() + fleet->timeout_ms * NS_PER_MS, &lost, NULL);
+            if (err == MOE_OK) break;
+            if (err != MOE_EINTERNAL) router_end_give_up(fleet->exchange, lost);
+            if (err == MOE_ECLOSED) break;
+        }
+    }
+}
+
+moe_err
+transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, const step_seq *seqs,
+                 uint32_t count, logits_fn *on_logits, void *user, const transformer_probe *probe,
+                 step_times *times, uint32_t *lost_worker, errbuf *eb)
+{
+    const uint32_t layers = tf->config.num_layers;
+    uint32_t rows;
+    *times = (step_times){0};
+    *lost_worker = UINT32_MAX;
+    if (count > tf->limits.seq_max)
+        return err_set(eb, MOE_ERANGE, "%u sequences in a step, at most %u", count,
+                       tf->limits.seq_max);
+    tf->job.seqs = seqs;
+    tf->job.probe = probe;
+    moe_err err = lay_out_rows(tf, seqs, count, &rows, eb);
+    if (err || rows == 0) return err;
+    tf->job.step_rows = rows;
+    split_batches(tf, rows);
+
+    /* Ping-pong: a micro-batch's attention of the next layer runs while the others' rows are with
+     * the workers. */
+    for (uint32_t l = 0; l <= layers && !err; l++) {
+        for (uint32_t m = 0; m < tf->batch_count && !err; m++) {
+            if (l > 0) err = combine(tf, fleet, m, l - 1, times, lost_worker, eb);
+            if (l == layers || err) continue;
+            attend(tf, &tf->batches[m], l);
+            err = gate_and_dispatch(tf, fleet, m, l, step, lost_worker, eb);
+        }
+    }
+    if (err) {
+        settle(tf, fleet);
+        return err;
+    }
+    compute_logits(tf, seqs, on_logits, user);
+    return MOE_OK;
+}

@@ -1,0 +1,100 @@
+/* transformer: one step of the model: embed, attend, gate, dispatch to the experts, combine, head.
+ *
+ * Holds the router's weights and the KV cache's physical blocks.  It knows no requests: a step is a
+ * list of sequences with a start position, tokens and a block table.  Rows are split over up to
+ * MICRO_BATCH_MAX micro-batches that run as a ping-pong pipeline: while the workers have one's
+ * rows, the next one's attention is computed.
+ *
+ *   T tokens of the step   H hidden   V vocabulary   E experts   K top-k   L layers
+ *
+ * The last layer's attention output and feed-forward, and the head, are computed only for positions
+ * whose logits somebody wants.
+ *
+ * Determinism: a row's arithmetic never depends on the other rows (kernels/), and results are added
+ * in the gate's top-k order, not in order of arrival.
+ *
+ * Threads: one step thread; it uses the pool.  Nothing is allocated after create().
+ */
+#ifndef MOE_ROUTER_TRANSFORMER_H
+#define MOE_ROUTER_TRANSFORMER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/pool.h"
+#include "exchange/router_end.h"
+#include "kernels/table.h"
+#include "model/checkpoint.h"
+
+typedef struct transformer transformer;
+
+typedef struct transformer_config {
+    moe_dtype attn_dtype;
+    moe_dtype expert_dtype;
+    moe_dtype kv_dtype; /* DTYPE_F32 or DTYPE_BF16 */
+    uint32_t token_max; /* tokens of one step */
+    uint32_t seq_max;
+    uint32_t max_model_len;
+    uint32_t kv_block_count;
+    uint32_t micro_batches; /* 1 .. MICRO_BATCH_MAX */
+} transformer_config;
+
+/* Where the experts are, and how to reach them; fixed during a step. */
+typedef struct expert_fleet {
+    router_end *exchange;
+    enum wire_mode mode;
+    uint32_t worker_count;
+    const uint32_t *expert_worker; /* [L][E] worker of each expert (WIRE_EP) */
+    uint64_t epoch;
+    uint32_t timeout_ms; /* longest wait for one layer's results */
+} expert_fleet;
+
+/* One sequence's part. */
+typedef struct step_seq {
+    uint32_t start_pos;
+    uint32_t token_count;
+    const uint32_t *tokens;      /* [token_count] */
+    const uint32_t *block_table; /* covers start_pos + token_count tokens */
+    bool want_all;               /* logits of every token, else of the last only if want_last */
+    bool want_last;
+} step_seq;
+
+/* Called in the order of sequences and tokens.  logits [V], borrowed. */
+typedef void logits_fn(void *user, uint32_t seq, uint32_t token_index, const float *logits);
+
+/* What tests look at; any pointer may be NULL. */
+typedef struct transformer_probe {
+    uint32_t *gate_ids;  /* [L][T][K] */
+    float *gate_weights; /* [L][T][K] */
+    float *hidden;       /* [L][T][H] residual after each layer */
+} transformer_probe;
+
+typedef struct step_times {
+    uint64_t expert_wait_ns; /* waiting for workers */
+} step_times;
+
+/*   MOE_ERANGE   a limit is 0 or too large
+ *   MOE_ENOMEM   weights, cache or buffers don't fit: the text names the bytes
+ *   MOE_EINVAL   a weight can't be quantized  */
+moe_err transformer_create(transformer **out, const checkpoint *c, const kernel_table *kernels,
+                           pool *p, const transformer_config *config, errbuf *eb);
+void transformer_free(transformer *tf); /* accepts NULL */
+
+/* Limits of the exchange that fits this transformer. */
+exchange_limits transformer_exchange_limits(const transformer *tf);
+
+/* Run one step.  seqs [count]; the sum of token_count <= token_max.  Sequences are independent but
+ * for blocks they share. A probe makes every row count as wanted in the last layer. On error
+ * nothing was sampled; the written KV entries may be garbage and are to be computed again.
+ *   MOE_ERANGE  too many sequences or tokens
+ *   MOE_EINVAL  a token id >= V, or a position >= max_model_len
+ *   MOE_ETIMEDOUT, MOE_ECLOSED, MOE_EINTERNAL  from the exchange, *lost_worker names the worker  */
+moe_err transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step,
+                         const step_seq *seqs, uint32_t count, logits_fn *on_logits, void *user,
+                         const transformer_probe *probe, step_times *times, uint32_t *lost_worker,
+                         errbuf *eb);
+
+/* [L * E] rows per layer and expert since create. */
+const uint64_t *transformer_expert_tokens(const transformer *tf);
+
+#endif
