@@ -442,7 +442,7 @@ dial_ipc(const char *url)
     return fd;
 }
 
-/* nl_hello of nng_link.c, byte by byte. */
+/* The hello of nng_link.c, byte by byte. */
 static void
 fill_hello(unsigned char hello[64], const attach_offer *offer)
 {
