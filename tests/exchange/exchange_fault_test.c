@@ -370,9 +370,11 @@ Test(exchange_fault, a_dispatch_that_changes_while_it_is_computed_changes_nothin
     raw_fill(&r.memory, 1);
     atomic_store(&link_place_at(&r.memory, 0)->request_seq, 1);
     cr_assert_eq(worker_end_take(f.workers[0].we, &view, 1), 1);
-    memset(link_experts(&r.memory, 0), 0xff, 2 * sizeof(wire_expert));
-    memset(link_row_slots(&r.memory, 0), 0xff, 4 * sizeof(uint32_t));
-    memset(&link_place_at(&r.memory, 0)->request, 0xff, sizeof(wire_hdr));
+    /* A second dispatch into the same place, right in itself, before the first is answered. */
+    link_experts(&r.memory, 0)[1].expert = 7;
+    link_row_slots(&r.memory, 0)[3] = 3;
+    link_place_at(&r.memory, 0)->request.row_count = 4;
+    link_place_at(&r.memory, 0)->request.seq = 2;
     atomic_store(&link_place_at(&r.memory, 0)->request_seq, 2);
     cr_expect_eq(worker_end_take(f.workers[0].we, &second, 1), 0, "the place is being served");
     cr_expect_eq(view.hdr.row_count, 4);
@@ -409,7 +411,9 @@ Test(exchange_fault, an_answer_that_does_not_fit_the_question_is_not_accepted)
         a->row_count = a->token_count;
         switch (fault) {
         case 0: a->magic = 0; break;
-        case 1: a->row_count = 4; break;
+        case 1:
+            a->token_count = a->row_count = 4; /* fits itself, not the question */
+            break;
         case 2: a->seq++; break;
         case 3: a->incarnation++; break;
         case 4: a->status = 77; break;
@@ -438,7 +442,7 @@ dial_ipc(const char *url)
     return fd;
 }
 
-/* nl_hello of nng_link.c, byte by byte. */
+/* The hello of nng_link.c, byte by byte. */
 static void
 fill_hello(unsigned char hello[64], const attach_offer *offer)
 {
