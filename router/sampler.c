@@ -8,10 +8,13 @@
 
 #include "common/hash.h"
 
+#define BUCKET_COUNT 1024u
+
 /* One allocation: the arrays follow the struct, the doubles first. */
 struct sampler {
     uint32_t vocab_size;
-    double *scores;   /* [V] logits after steps 1 to 7 */
+    double bucket_sums[BUCKET_COUNT]; /* while top_p is applied */
+    double *scores;                   /* [V] logits after steps 1 to 7 */
     double *weights;  /* [V] probabilities up to a factor; the k-th search's heap before that */
     uint32_t *heap;   /* [V] ids, the likeliest at the root, while top_p is applied */
     uint32_t *counts; /* [V] zero between calls; while penalties are applied see count_history() */
@@ -49,13 +52,11 @@ sampler_create(sampler **out, uint32_t vocab_size)
 
     double *doubles = (double *)(s + 1);
     uint32_t *words = (uint32_t *)(doubles + (size_t)vocab_size * 2);
-    *s = (sampler){
-        .vocab_size = vocab_size,
-        .scores = doubles,
-        .weights = doubles + vocab_size,
-        .heap = words,
-        .counts = words + vocab_size,
-    };
+    s->vocab_size = vocab_size;
+    s->scores = doubles;
+    s->weights = doubles + vocab_size;
+    s->heap = words;
+    s->counts = words + vocab_size;
     *out = s;
     return MOE_OK;
 }
@@ -349,19 +350,64 @@ sift_down_first(sampler *s, uint32_t count, uint32_t at)
     s->heap[at] = id;
 }
 
-/* Heap the tokens that top_p can reach.  Tokens below half of (1 - top_p) / V hold less than
- * 1 - top_p together, so the sum of the others passes top_p before any of them has its turn. */
+/* A weight's place among the buckets, larger weights first: sixteen to each power of two, taken
+ * from the bits of the number; the last holds everything below 2^-64. */
 static uint32_t
-heap_candidates(sampler *s, double top_p, double total)
+bucket_of(double weight)
 {
-    const double floor = 0.5 * (1.0 - top_p) * total / s->vocab_size;
+    uint64_t bits;
+    memcpy(&bits, &weight, sizeof bits);
+    const uint64_t steps_below_one = 0x3ff0u - (bits >> 48); /* 0x3ff0: the weight 1, the largest */
+    return steps_below_one < BUCKET_COUNT ? (uint32_t)steps_below_one : BUCKET_COUNT - 1;
+}
+
+/* The bucket in which the sum reaches the target, and the sum of those before it. */
+static uint32_t
+find_edge_bucket(sampler *s, double target, double *sum_before)
+{
+    memset(s->bucket_sums, 0, sizeof s->bucket_sums);
+    for (uint32_t i = 0; i < s->vocab_size; i++) {
+        if (s->weights[i] > 0.0) s->bucket_sums[bucket_of(s->weights[i])] += s->weights[i];
+    }
+    uint32_t edge = 0;
+    double sum = 0.0;
+    for (uint32_t b = 0; b < BUCKET_COUNT; b++) {
+        if (s->bucket_sums[b] == 0.0) continue;
+        edge = b;
+        *sum_before = sum;
+        sum += s->bucket_sums[b];
+        if (sum >= target) break;
+    }
+    return edge;
+}
+
+static uint32_t
+heap_bucket(sampler *s, uint32_t bucket)
+{
     uint32_t count = 0;
     for (uint32_t i = 0; i < s->vocab_size; i++) {
-        if (s->weights[i] > 0.0 && s->weights[i] >= floor) s->heap[count++] = i;
+        if (s->weights[i] > 0.0 && bucket_of(s->weights[i]) == bucket) s->heap[count++] = i;
     }
     for (uint32_t i = count / 2; i-- > 0;)
         sift_down_first(s, count, i);
     return count;
+}
+
+/* The last token, in falling order, that stays: only one bucket has to be put in order. */
+static uint32_t
+last_of_nucleus(sampler *s, double target)
+{
+    double sum = 0.0;
+    uint32_t count = heap_bucket(s, find_edge_bucket(s, target, &sum));
+    uint32_t last = 0;
+    assert(count > 0);
+    do {
+        last = s->heap[0];
+        sum += s->weights[last];
+        s->heap[0] = s->heap[--count];
+        if (count > 0) sift_down_first(s, count, 0);
+    } while (count > 0 && sum < target);
+    return last;
 }
 
 /* Keep the likeliest tokens until their sum reaches top_p of the total.  Returns the new sum,
@@ -369,17 +415,7 @@ heap_candidates(sampler *s, double top_p, double total)
 static double
 keep_nucleus(sampler *s, double top_p, double total)
 {
-    top_p = fmax(top_p, 0.0);
-    uint32_t count = heap_candidates(s, top_p, total);
-    uint32_t last = s->heap[0];
-    double sum = 0.0;
-    do {
-        last = s->heap[0];
-        sum += s->weights[last];
-        s->heap[0] = s->heap[--count];
-        if (count > 0) sift_down_first(s, count, 0);
-    } while (count > 0 && sum < top_p * total);
-
+    const uint32_t last = last_of_nucleus(s, fmax(top_p, 0.0) * total);
     const double last_weight = s->weights[last];
     total = 0.0;
     for (uint32_t i = 0; i < s->vocab_size; i++) {
