@@ -31,6 +31,7 @@
 #define MOE_PROTO_RPC_H
 
 #include <protobuf-c/protobuf-c.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -135,6 +136,10 @@ typedef struct rpc_client_options {
 /* Start connecting in the background, and again after each loss; returns at once, whether or not a
  * server is there.  Errors as rpc_server_start(). */
 moe_err rpc_client_open(rpc_client **out, const rpc_client_options *opt, errbuf *eb);
+
+/* Is a connection up at this moment?  For health reports: a call may still fail, or wait for one.
+ */
+bool rpc_client_connected(const rpc_client *client);
 
 /* End every unfinished call with RPC_CANCELLED, wait until their callbacks have returned, free.
  * No call may be started meanwhile.  Accepts NULL. */

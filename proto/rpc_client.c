@@ -6,7 +6,9 @@
  *     free -> [HELLO -> PROOF ->] CALL -> free
  *
  * each phase being one send and one receive.  Both parts of a phase time out at the call's
- * deadline, so that every call ends.
+ * deadline, so that every call ends.  With a secret, a call on a connection that is not yet trusted
+ * begins with the handshake of rpc_auth.h; several calls may do so at once.  A reply over a
+ * connection that is not trusted is not believed.
  *
  * client->mutex guards the free list, the counters and the results of waiting callers.  It is
  * never held while nng or a callback is called.
@@ -25,6 +27,8 @@
 
 #include "common/clock.h"
 #include "proto/rpc.h"
+#include "proto/rpc_auth.h"
+#include "proto/rpc_nng.h"
 #include "proto/rpc_wire.h"
 
 #define CONCURRENCY_DEFAULT 16
@@ -33,12 +37,18 @@
 
 typedef struct call_slot call_slot;
 
+typedef enum call_phase { PHASE_HELLO, PHASE_PROOF, PHASE_CALL } call_phase;
+
 struct call_slot {
     rpc_client *client;
     call_slot *next_free;
     nng_ctx ctx;
     nng_aio *aio;
-    bool sending; /* else receiving */
+    call_phase phase;
+    bool sending;        /* else receiving */
+    nng_msg *request;    /* waits for the handshake */
+    uint32_t connection; /* that the handshake is going on with */
+    unsigned char nonce[RPC_NONCE_BYTES];
     unsigned method;
     uint64_t request_id;
     uint64_t deadline_ns;
@@ -59,7 +69,10 @@ struct rpc_client {
     nng_socket socket;
     bool socket_open;
     nng_dialer dialer;
-    call_slot *slots; /* [concurrency] */
+    rpc_secret secret;
+    _Atomic uint32_t connection; /* the one that is up; 0 = none */
+    _Atomic uint32_t trusted;    /* the one that proved itself; 0 = none */
+    call_slot *slots;            /* [concurrency] */
     pthread_mutex_t mutex;
     pthread_cond_t changed; /* a slot became free, or a waiting caller's result is there */
     call_slot *free_slots;
@@ -153,6 +166,8 @@ complete(call_slot *slot, rpc_status status, ProtobufCMessage *response, const c
 {
     rpc_done_fn *done = slot->done;
     void *arg = slot->arg;
+    nng_msg_free(slot->request); /* one that waited for the handshake */
+    slot->request = NULL;
     slot_give_back(slot);
     done(arg, status, response, error);
 }
@@ -209,32 +224,113 @@ send_message(call_slot *slot, nng_msg *msg)
     nng_ctx_send(slot->ctx, slot->aio);
 }
 
+/* A message of this call's, with the header filled in; NULL when out of memory. */
+static nng_msg *
+message_alloc(const call_slot *slot, rpc_kind kind, size_t body_bytes)
+{
+    nng_msg *msg;
+    if (nng_msg_alloc(&msg, sizeof(rpc_header) + body_bytes) != 0) return NULL;
+    rpc_header header = rpc_header_make(kind, (uint32_t)body_bytes);
+    header.service = slot->client->fingerprint;
+    header.incarnation = slot->client->incarnation;
+    header.request_id = slot->request_id;
+    header.method = slot->method;
+    header.timeout_ms = (uint32_t)time_left_ms(slot);
+    memcpy(nng_msg_body(msg), &header, sizeof header);
+    return msg;
+}
+
+static uint8_t *
+body_of(nng_msg *msg)
+{
+    return (uint8_t *)nng_msg_body(msg) + sizeof(rpc_header);
+}
+
+/* Begin a phase of the handshake. */
 static void
-on_reply(call_slot *slot, nng_msg *msg)
+send_proof_of(call_slot *slot, rpc_kind kind, const unsigned char *body, size_t body_bytes)
+{
+    nng_msg *msg = message_alloc(slot, kind, body_bytes);
+    if (msg == NULL) {
+        complete_error(slot, RPC_RESOURCE_EXHAUSTED, "out of memory");
+        return;
+    }
+    slot->phase = kind == RPC_KIND_HELLO ? PHASE_HELLO : PHASE_PROOF;
+    memcpy(body_of(msg), body, body_bytes);
+    send_message(slot, msg);
+}
+
+static void
+send_request(call_slot *slot)
+{
+    nng_msg *request = slot->request;
+    slot->request = NULL;
+    slot->phase = PHASE_CALL;
+    send_message(slot, request);
+}
+
+static void
+on_challenge(call_slot *slot, const rpc_header *header, const uint8_t *server_nonce,
+             uint32_t connection)
+{
+    const rpc_client *c = slot->client;
+    unsigned char body[RPC_NONCE_BYTES + RPC_PROOF_BYTES];
+    if (header->kind != RPC_KIND_CHALLENGE || header->body_bytes != sizeof body ||
+        !rpc_proof_check(&c->secret, RPC_ROLE_SERVER, slot->nonce, server_nonce,
+                         server_nonce + RPC_NONCE_BYTES)) {
+        complete_error(slot, RPC_PERMISSION_DENIED, "the server does not know the secret");
+        return;
+    }
+    slot->connection = connection;
+    memcpy(body, slot->nonce, RPC_NONCE_BYTES);
+    rpc_proof_make(&c->secret, RPC_ROLE_CLIENT, slot->nonce, server_nonce, body + RPC_NONCE_BYTES);
+    send_proof_of(slot, RPC_KIND_PROOF, body, sizeof body);
+}
+
+static void
+on_response(call_slot *slot, const rpc_header *header, const uint8_t *body)
 {
     const rpc_client *c = slot->client;
     const ProtobufCMessageDescriptor *type = c->service.descriptor->methods[slot->method].output;
-    const uint8_t *body = (const uint8_t *)nng_msg_body(msg) + sizeof(rpc_header);
+    ProtobufCMessage *response =
+        unpack_response(type, c->unpacked_bytes_max, body, header->body_bytes);
+    if (response != NULL)
+        complete(slot, RPC_OK, response, "");
+    else
+        complete_error(slot, RPC_INTERNAL, "the response does not unpack");
+}
+
+static void
+on_reply(call_slot *slot, nng_msg *msg)
+{
+    rpc_client *c = slot->client;
+    const uint32_t connection = (uint32_t)nng_pipe_id(nng_msg_get_pipe(msg));
+    const uint8_t *body = body_of(msg);
     rpc_header header;
     errbuf eb;
 
     if (rpc_header_parse(&header, nng_msg_body(msg), nng_msg_len(msg), &eb) != MOE_OK) {
         complete_error(slot, RPC_INTERNAL, eb.text);
-    } else if (header.kind != RPC_KIND_REPLY || header.request_id != slot->request_id ||
-               header.incarnation != c->incarnation) {
+    } else if ((header.kind != RPC_KIND_REPLY && header.kind != RPC_KIND_CHALLENGE) ||
+               header.request_id != slot->request_id || header.incarnation != c->incarnation) {
         complete_error(slot, RPC_INTERNAL, "the reply belongs to another call");
+    } else if (slot->phase == PHASE_CALL && c->secret.len != 0 &&
+               connection != atomic_load(&c->trusted)) {
+        complete_error(slot, RPC_UNAVAILABLE, "the connection was replaced during the call");
     } else if (header.status != RPC_OK) {
         err_set(&eb, MOE_OK, "%s: %.*s", rpc_status_name(rpc_status_from_wire(header.status)),
                 (int)(header.body_bytes < MOE_ERR_TEXT_MAX ? header.body_bytes : MOE_ERR_TEXT_MAX),
                 (const char *)body);
         complete_error(slot, rpc_status_from_wire(header.status), eb.text);
+    } else if (slot->phase == PHASE_HELLO) {
+        on_challenge(slot, &header, body, connection);
+    } else if (slot->phase == PHASE_PROOF) {
+        if (connection == slot->connection) atomic_store(&c->trusted, connection);
+        send_request(slot);
+    } else if (header.kind == RPC_KIND_REPLY) {
+        on_response(slot, &header, body);
     } else {
-        ProtobufCMessage *response =
-            unpack_response(type, c->unpacked_bytes_max, body, header.body_bytes);
-        if (response != NULL)
-            complete(slot, RPC_OK, response, "");
-        else
-            complete_error(slot, RPC_INTERNAL, "the response does not unpack");
+        complete_error(slot, RPC_INTERNAL, "the reply belongs to another call");
     }
 }
 
@@ -286,22 +382,21 @@ check_call(const rpc_client *c, unsigned method, const ProtobufCMessage *request
 static void
 start(call_slot *slot, unsigned method, const ProtobufCMessage *request, size_t len)
 {
-    const rpc_client *c = slot->client;
-    nng_msg *msg;
+    rpc_client *c = slot->client;
     slot->method = method;
-    if (nng_msg_alloc(&msg, sizeof(rpc_header) + len) != 0) {
+    slot->request = message_alloc(slot, RPC_KIND_CALL, len);
+    if (slot->request == NULL) {
         complete_error(slot, RPC_RESOURCE_EXHAUSTED, "out of memory");
         return;
     }
-    rpc_header header = rpc_header_make(RPC_KIND_CALL, (uint32_t)len);
-    header.service = c->fingerprint;
-    header.incarnation = c->incarnation;
-    header.request_id = slot->request_id;
-    header.method = method;
-    header.timeout_ms = (uint32_t)time_left_ms(slot);
-    memcpy(nng_msg_body(msg), &header, sizeof header);
-    protobuf_c_message_pack(request, (uint8_t *)nng_msg_body(msg) + sizeof header);
-    send_message(slot, msg);
+    protobuf_c_message_pack(request, body_of(slot->request));
+    const uint32_t trusted = atomic_load(&c->trusted);
+    if (c->secret.len == 0 || (trusted != 0 && trusted == atomic_load(&c->connection)))
+        send_request(slot);
+    else if (rpc_nonce_make(slot->nonce) != MOE_OK)
+        complete_error(slot, RPC_INTERNAL, "no random numbers from the system");
+    else
+        send_proof_of(slot, RPC_KIND_HELLO, slot->nonce, RPC_NONCE_BYTES);
 }
 
 static void
@@ -472,6 +567,7 @@ client_free(rpc_client *c)
     free(c->slots);
     pthread_cond_destroy(&c->changed);
     pthread_mutex_destroy(&c->mutex);
+    explicit_bzero(&c->secret, sizeof c->secret);
     free(c);
 }
 
@@ -524,11 +620,34 @@ slots_open(rpc_client *c)
     return 0;
 }
 
+static void
+on_pipe(nng_pipe pipe, nng_pipe_ev event, void *arg)
+{
+    rpc_client *c = arg;
+    uint32_t id = (uint32_t)nng_pipe_id(pipe);
+    if (event == NNG_PIPE_EV_ADD_PRE) {
+        atomic_store(&c->connection, id);
+        return;
+    }
+    uint32_t trusted = id;
+    atomic_compare_exchange_strong(&c->trusted, &trusted, 0);
+    atomic_compare_exchange_strong(&c->connection, &id, 0);
+}
+
+bool
+rpc_client_connected(const rpc_client *c)
+{
+    return atomic_load(&c->connection) != 0;
+}
+
 static moe_err
 client_dial(rpc_client *c, errbuf *eb)
 {
+    rpc_nng_mend();
     int rc = nng_req0_open(&c->socket);
     c->socket_open = rc == 0;
+    if (rc == 0) rc = nng_pipe_notify(c->socket, NNG_PIPE_EV_ADD_PRE, on_pipe, c);
+    if (rc == 0) rc = nng_pipe_notify(c->socket, NNG_PIPE_EV_REM_POST, on_pipe, c);
     if (rc == 0) rc = slots_open(c);
     if (rc == 0) rc = nng_dialer_create(&c->dialer, c->socket, c->url);
     if (rc == 0)
@@ -551,8 +670,6 @@ check_options(const rpc_client_options *opt, errbuf *eb)
     if (opt->message_bytes_max > RPC_MESSAGE_BYTES_MAX || opt->concurrency > RPC_CONCURRENCY_MAX ||
         opt->default_timeout_ms > RPC_TIMEOUT_MS_MAX)
         return err_set(eb, MOE_ERANGE, "%s: an option is outside its limits", opt->url);
-    if (opt->secret != NULL && (opt->secret_bytes == 0 || opt->secret_bytes > RPC_SECRET_MAX))
-        return err_set(eb, MOE_ERANGE, "%s: a secret has 1 to %d bytes", opt->url, RPC_SECRET_MAX);
     return rpc_service_check(opt->service, eb);
 }
 
@@ -566,6 +683,7 @@ rpc_client_open(rpc_client **out, const rpc_client_options *opt, errbuf *eb)
     rpc_client *c = NULL;
     err = client_create(&c, opt);
     if (err == MOE_ENOMEM) err_set(eb, err, "%s: out of memory", opt->url);
+    if (err == MOE_OK) err = rpc_secret_set(&c->secret, opt->secret, opt->secret_bytes, eb);
     if (err == MOE_OK &&
         getrandom(&c->incarnation, sizeof c->incarnation, 0) != (ssize_t)sizeof c->incarnation)
         err = err_set(eb, MOE_EIO, "no random numbers from the system");

@@ -2,9 +2,12 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct peer {
     uint32_t connection; /* 0 = unused */
+    bool authenticated;
+    unsigned char nonce[RPC_NONCE_BYTES];
 } peer;
 
 struct rpc_peers {
@@ -45,9 +48,11 @@ find_locked(rpc_peers *p, uint32_t connection)
 moe_err
 rpc_peers_add(rpc_peers *p, uint32_t connection)
 {
+    peer new_peer = {.connection = connection};
+    if (rpc_nonce_make(new_peer.nonce) != MOE_OK) return MOE_EIO;
     pthread_mutex_lock(&p->mutex);
     peer *unused = find_locked(p, 0);
-    if (unused != NULL) *unused = (peer){.connection = connection};
+    if (unused != NULL) *unused = new_peer;
     pthread_mutex_unlock(&p->mutex);
     return unused != NULL ? MOE_OK : MOE_EBUSY;
 }
@@ -59,4 +64,33 @@ rpc_peers_remove(rpc_peers *p, uint32_t connection)
     peer *gone = find_locked(p, connection);
     if (gone != NULL) *gone = (peer){0};
     pthread_mutex_unlock(&p->mutex);
+}
+
+bool
+rpc_peers_nonce(rpc_peers *p, uint32_t connection, unsigned char nonce[RPC_NONCE_BYTES])
+{
+    pthread_mutex_lock(&p->mutex);
+    const peer *found = find_locked(p, connection);
+    if (found != NULL) memcpy(nonce, found->nonce, RPC_NONCE_BYTES);
+    pthread_mutex_unlock(&p->mutex);
+    return found != NULL;
+}
+
+void
+rpc_peers_set_authenticated(rpc_peers *p, uint32_t connection)
+{
+    pthread_mutex_lock(&p->mutex);
+    peer *found = find_locked(p, connection);
+    if (found != NULL) found->authenticated = true;
+    pthread_mutex_unlock(&p->mutex);
+}
+
+bool
+rpc_peers_authenticated(rpc_peers *p, uint32_t connection)
+{
+    pthread_mutex_lock(&p->mutex);
+    const peer *found = find_locked(p, connection);
+    const bool authenticated = found != NULL && found->authenticated;
+    pthread_mutex_unlock(&p->mutex);
+    return authenticated;
 }

@@ -31,7 +31,9 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "proto/rpc.h"
+#include "proto/rpc_auth.h"
 #include "proto/rpc_dedup.h"
+#include "proto/rpc_nng.h"
 #include "proto/rpc_peers.h"
 #include "proto/rpc_wire.h"
 
@@ -67,6 +69,7 @@ struct rpc_server {
     nng_socket socket;
     nng_listener listener;
     bool socket_open;
+    rpc_secret secret;
     rpc_peers *peers;
     pthread_mutex_t mutex; /* guards what the design notes say */
     unsigned references;
@@ -84,6 +87,7 @@ server_free(rpc_server *s)
     rpc_dedup_free(s->seen);
     rpc_peers_free(s->peers);
     pthread_mutex_destroy(&s->mutex);
+    explicit_bzero(&s->secret, sizeof s->secret);
     free(s);
 }
 
@@ -307,7 +311,9 @@ handle_call(rpc_call *call, const uint8_t *body)
     rpc_server *s = call->server;
     const ProtobufCServiceDescriptor *service = s->service->descriptor;
     const rpc_header *header = &call->header;
-    if (header->service != s->fingerprint) {
+    if (s->secret.len != 0 && !rpc_peers_authenticated(s->peers, call->connection)) {
+        refuse(call, RPC_UNAUTHENTICATED, "this server wants a secret");
+    } else if (header->service != s->fingerprint) {
         refuse(call, RPC_UNIMPLEMENTED, "this is %s, the client wants another service or version",
                service->name);
     } else if (header->method >= service->n_methods) {
@@ -331,6 +337,40 @@ handle_call(rpc_call *call, const uint8_t *body)
 }
 
 static void
+handle_hello(rpc_call *call, const uint8_t *client_nonce)
+{
+    rpc_server *s = call->server;
+    unsigned char body[RPC_NONCE_BYTES + RPC_PROOF_BYTES];
+    if (s->secret.len == 0) {
+        refuse(call, RPC_FAILED_PRECONDITION, "this server has no secret to prove");
+    } else if (!rpc_peers_nonce(s->peers, call->connection, body)) {
+        answer(call, NULL); /* the connection is gone */
+    } else {
+        rpc_proof_make(&s->secret, RPC_ROLE_SERVER, client_nonce, body, body + RPC_NONCE_BYTES);
+        nng_msg *msg = reply_alloc(call, RPC_KIND_CHALLENGE, RPC_OK, sizeof body);
+        if (msg != NULL) memcpy((char *)nng_msg_body(msg) + sizeof(rpc_header), body, sizeof body);
+        answer(call, msg);
+    }
+}
+
+static void
+handle_proof(rpc_call *call, const uint8_t *client_nonce)
+{
+    rpc_server *s = call->server;
+    unsigned char nonce[RPC_NONCE_BYTES];
+    if (s->secret.len == 0 || !rpc_peers_nonce(s->peers, call->connection, nonce) ||
+        !rpc_proof_check(&s->secret, RPC_ROLE_CLIENT, client_nonce, nonce,
+                         client_nonce + RPC_NONCE_BYTES)) {
+        LOG_WARN("rpc", "%s: a client does not know the secret connection=%u", s->url,
+                 (unsigned)call->connection);
+        refuse(call, RPC_PERMISSION_DENIED, "the secret is wrong");
+        return;
+    }
+    rpc_peers_set_authenticated(s->peers, call->connection);
+    answer(call, reply_alloc(call, RPC_KIND_REPLY, RPC_OK, 0));
+}
+
+static void
 handle_message(rpc_call *call, const uint8_t *bytes, size_t len)
 {
     errbuf eb;
@@ -342,12 +382,17 @@ handle_message(rpc_call *call, const uint8_t *bytes, size_t len)
     const uint64_t timeout_ms =
         call->header.timeout_ms < RPC_TIMEOUT_MS_MAX ? call->header.timeout_ms : RPC_TIMEOUT_MS_MAX;
     call->deadline_ns = clock_now_ns() + timeout_ms * NS_PER_MS;
-    if (call->header.kind != RPC_KIND_CALL) {
-        refuse(call, RPC_INVALID_ARGUMENT, "message kind %u is not for a server",
-               (unsigned)call->header.kind);
-        return;
-    }
-    handle_call(call, bytes + sizeof(rpc_header));
+    const uint8_t *body = bytes + sizeof(rpc_header);
+    const uint32_t body_bytes = call->header.body_bytes;
+    if (call->header.kind == RPC_KIND_CALL)
+        handle_call(call, body);
+    else if (call->header.kind == RPC_KIND_HELLO && body_bytes == RPC_NONCE_BYTES)
+        handle_hello(call, body);
+    else if (call->header.kind == RPC_KIND_PROOF && body_bytes == RPC_NONCE_BYTES + RPC_PROOF_BYTES)
+        handle_proof(call, body);
+    else
+        refuse(call, RPC_INVALID_ARGUMENT, "kind %u with %u bytes is no message for a server",
+               (unsigned)call->header.kind, (unsigned)body_bytes);
 }
 
 static void
@@ -377,7 +422,7 @@ on_pipe(nng_pipe pipe, nng_pipe_ev event, void *arg)
     if (event == NNG_PIPE_EV_REM_POST) {
         rpc_peers_remove(s->peers, (uint32_t)nng_pipe_id(pipe));
     } else if (rpc_peers_add(s->peers, (uint32_t)nng_pipe_id(pipe)) != MOE_OK) {
-        LOG_WARN("rpc", "%s: connection refused: too many", s->url);
+        LOG_WARN("rpc", "%s: connection refused, too many", s->url);
         nng_pipe_close(pipe);
     }
 }
@@ -425,8 +470,6 @@ check_options(const rpc_server_options *opt, errbuf *eb)
     if (opt->message_bytes_max > RPC_MESSAGE_BYTES_MAX || opt->concurrency > RPC_CONCURRENCY_MAX ||
         opt->connection_max > CONNECTION_LIMIT)
         return err_set(eb, MOE_ERANGE, "%s: an option is outside its limits", opt->url);
-    if (opt->secret != NULL && (opt->secret_bytes == 0 || opt->secret_bytes > RPC_SECRET_MAX))
-        return err_set(eb, MOE_ERANGE, "%s: a secret has 1 to %d bytes", opt->url, RPC_SECRET_MAX);
     return rpc_service_check(opt->service->descriptor, eb);
 }
 
@@ -478,6 +521,7 @@ resolve_port(rpc_server *s)
 static moe_err
 server_listen(rpc_server *s, errbuf *eb)
 {
+    rpc_nng_mend();
     int rc = nng_rep0_open(&s->socket);
     if (rc == 0) {
         s->socket_open = true;
@@ -508,6 +552,7 @@ rpc_server_start(rpc_server **out, const rpc_server_options *opt, errbuf *eb)
 
     rpc_server *s = NULL;
     err = server_create(&s, opt);
+    if (err == MOE_OK) err = rpc_secret_set(&s->secret, opt->secret, opt->secret_bytes, eb);
     if (err == MOE_OK) err = server_listen(s, eb);
     if (err != MOE_OK) {
         if (err == MOE_ENOMEM) err_set(eb, err, "%s: out of memory", opt->url);

@@ -185,3 +185,43 @@ Test(rpc_raw, refuses_a_repeated_request_whose_answer_is_not_there)
     cr_expect(strstr(a.text, "no longer kept") != NULL, "%s", a.text);
     cr_expect_eq(echo.say_count, 1);
 }
+
+Test(rpc_raw, refuses_proofs_that_are_made_up_or_overheard)
+{
+    /* A second server, with a secret. */
+    rpc_server *guarded;
+    errbuf eb;
+    char guarded_url[128];
+    const rpc_server_options opt = {.url = echo_ipc_url(guarded_url, sizeof guarded_url),
+                                    .service = &echo.base.base,
+                                    .secret = "secret",
+                                    .secret_bytes = 6};
+    cr_assert_eq(rpc_server_start(&guarded, &opt, &eb), MOE_OK, "%s", eb.text);
+    nng_close(raw);
+    cr_assert_eq(nng_req0_open(&raw), 0);
+    cr_assert_eq(nng_dial(raw, guarded_url, NULL, 0), 0);
+
+    unsigned char call[512], message[sizeof(rpc_header) + 64] = {0};
+    const size_t len = make_call(call, 1, ECHO_SAY, "hi");
+    cr_expect_eq(exchange(call, len).header.status, RPC_UNAUTHENTICATED);
+
+    rpc_header header = rpc_header_make(RPC_KIND_PROOF, 64);
+    header.incarnation = 7;
+    memcpy(message, &header, sizeof header);
+    cr_expect_eq(exchange(message, sizeof message).header.status, RPC_PERMISSION_DENIED);
+
+    header = rpc_header_make(RPC_KIND_HELLO, 32);
+    header.incarnation = 7;
+    memcpy(message, &header, sizeof header);
+    const answer challenge = exchange(message, sizeof header + 32);
+    cr_assert_eq(challenge.header.kind, RPC_KIND_CHALLENGE);
+    /* The server's own proof, thrown back at it. */
+    header = rpc_header_make(RPC_KIND_PROOF, 64);
+    header.incarnation = 7;
+    memcpy(message, &header, sizeof header);
+    memcpy(message + sizeof header + 32, challenge.text + 32, 32);
+    cr_expect_eq(exchange(message, sizeof message).header.status, RPC_PERMISSION_DENIED);
+    cr_expect_eq(exchange(call, len).header.status, RPC_UNAUTHENTICATED);
+    cr_expect_eq(echo.say_count, 0);
+    rpc_server_stop(guarded);
+}

@@ -16,15 +16,30 @@
 #include <criterion/parameterized.h>
 
 extern struct criterion_test *__start_cr_tst[], *__stop_cr_tst[];
+extern struct criterion_suite *__start_cr_sts[] __attribute__((weak));
+extern struct criterion_suite *__stop_cr_sts[] __attribute__((weak));
 
 static struct criterion_test *current;
 static void *current_param;
 static jmp_buf abort_point;
 static bool failed, skipped;
 
+/* The current test's TestSuite(), or NULL. */
+static const struct criterion_test_extra_data *
+suite_data(void)
+{
+    for (struct criterion_suite **s = __start_cr_sts; s < __stop_cr_sts; s++) {
+        if (*s != NULL && (*s)->data != NULL && strcmp((*s)->name, current->category) == 0)
+            return (*s)->data;
+    }
+    return NULL;
+}
+
 void
 criterion_internal_test_setup(void)
 {
+    const struct criterion_test_extra_data *suite = suite_data();
+    if (suite != NULL && suite->init) suite->init();
     if (current->data->init) current->data->init();
 }
 
@@ -41,6 +56,8 @@ void
 criterion_internal_test_teardown(void)
 {
     if (current->data->fini) current->data->fini();
+    const struct criterion_test_extra_data *suite = suite_data();
+    if (suite != NULL && suite->fini) suite->fini();
 }
 
 void
