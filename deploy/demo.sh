@@ -17,6 +17,9 @@ PROMPTS=(
     'import os\nimport sys\n\ndef '
 )
 
+bold="" dim="" plain=""
+if [[ -t 1 ]]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; fi
+
 work=$(mktemp -d "${TMPDIR:-/tmp}/conclave-demo.XXXXXX")
 run_dir=$work/run
 cleanup() {
@@ -74,9 +77,9 @@ request_body() {
 #   TTFT  from sending the request to the first piece of text
 #   TPOT  from the first piece to the last, over the tokens after the first
 show_completion() {
-    local prompt=$1 line start first=0 last=0 tokens=0 done=0
+    local prompt=$1 line text start first=0 last=0 tokens=0 done=0
     local text_re='"text":[ ]*"(([^"\\]|\\.)*)"' usage_re='"completion_tokens":[ ]*([0-9]+)'
-    printf '\n\033[1m%b\033[0m' "$prompt"
+    printf '\n%s%b%s' "$bold" "$prompt" "$plain"
     start=$(now_us)
     while IFS= read -r line; do
         line=${line%$'\r'}
@@ -85,7 +88,8 @@ show_completion() {
         if [[ $line =~ $text_re && -n ${BASH_REMATCH[1]} ]]; then
             last=${EPOCHREALTIME/[.,]/}
             if ((first == 0)); then first=$last; fi
-            printf '%b' "${BASH_REMATCH[1]//\\\//\/}" # %b knows JSON's escapes but for \/
+            text=${BASH_REMATCH[1]//\\\"/\"} # %b knows JSON's escapes but for \" and \/
+            printf '%b' "${text//\\\//\/}"
         fi
         if [[ $line =~ $usage_re ]]; then tokens=${BASH_REMATCH[1]}; fi
     done < <(request_body "$prompt" | curl --silent --show-error --no-buffer --noproxy '*' \
@@ -95,10 +99,11 @@ show_completion() {
         printf '\ndemo: the answer is not complete\n' >&2
         return 1
     fi
-    awk -v start="$start" -v first="$first" -v last="$last" -v tokens="$tokens" 'BEGIN {
+    awk -v start="$start" -v first="$first" -v last="$last" -v tokens="$tokens" \
+        -v dim="$dim" -v plain="$plain" 'BEGIN {
         tpot = tokens > 1 ? (last - first) / 1e3 / (tokens - 1) : 0
-        printf "\n\033[2m[%d tokens; TTFT %.1f ms, TPOT %.2f ms, %.1f tokens/s]\033[0m\n",
-            tokens, (first - start) / 1e3, tpot, tokens / ((last - start) / 1e6)
+        printf "\n%s[%d tokens; TTFT %.1f ms, TPOT %.2f ms, %.1f tokens/s]%s\n", dim, tokens,
+            (first - start) / 1e3, tpot, tokens / ((last - start) / 1e6), plain
     }'
 }
 
