@@ -39,6 +39,8 @@ done
 }
 export CONCLAVE_FUZZ_SECONDS=$fuzz_seconds
 export CRITERION_VERBOSITY_LEVEL=1 # Criterion names skipped tests only then
+# CTest runs programs side by side already, and Criterion leaks when it runs tests side by side.
+export CRITERION_JOBS=1
 
 # Settings that a developer has exported for a fleet of their own must not steer the tests.
 unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_CONFIG CONCLAVE_API_KEY
