@@ -267,10 +267,16 @@ tick(client *c, bool last)
     c->config->on_progress(c->config->progress_ctx, &c->progress);
 }
 
+static bool
+is_done(const client *c)
+{
+    return c->progress.completed + c->progress.failed == c->count;
+}
+
 static moe_err
 loop(client *c, errbuf *eb)
 {
-    while (c->progress.completed + c->progress.failed < c->count) {
+    while (!is_done(c)) {
         if (c->config->stop != NULL && *c->config->stop) {
             abandon(c, "interrupted");
             break;
@@ -279,9 +285,10 @@ loop(client *c, errbuf *eb)
         int running;
         CURLMcode code = curl_multi_perform(c->multi, &running);
         collect(c);
-        tick(c, false);
-        if (!more && code == CURLM_OK && c->progress.completed + c->progress.failed < c->count)
-            code = curl_multi_poll(c->multi, NULL, 0, idle_ms(c), NULL);
+        if (code == CURLM_OK && !is_done(c)) {
+            tick(c, false);
+            if (!more) code = curl_multi_poll(c->multi, NULL, 0, idle_ms(c), NULL);
+        }
         if (code != CURLM_OK) {
             abandon(c, curl_multi_strerror(code));
             return err_set(eb, MOE_EINTERNAL, "client: %s", curl_multi_strerror(code));

@@ -160,6 +160,9 @@ name_result(const bench *b, char *out, size_t size)
     if (b->o.concurrency_max) snprintf(limit, sizeof limit, "-concurrency%u", b->o.concurrency_max);
     snprintf(out, size, "%s-%sqps%s-%s-%s.json", b->o.backend, rate, limit,
              slash ? slash + 1 : b->model, b->date);
+    for (char *c = out; *c != '\0'; c++) {
+        if (*c == '/') *c = '-';
+    }
 }
 
 static moe_err

@@ -54,7 +54,7 @@ bool report_key_is_taken(const char *key);
  *   MOE_ENOMEM  */
 moe_err report_write_json(const report_run *run, FILE *to, errbuf *eb);
 
-/* The same to a file, which appears whole or not at all; missing folders of dir are made.
+/* The same to a file, which appears whole or not at all; missing folders are made.
  * path [size] receives the file's path. */
 moe_err report_save(const report_run *run, const char *dir, const char *filename, char *path,
                     size_t size, errbuf *eb);

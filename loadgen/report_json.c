@@ -405,19 +405,17 @@ report_write_json(const report_run *run, FILE *to, errbuf *eb)
     return w.failed ? err_set(eb, MOE_ENOMEM, "result: out of memory") : MOE_OK;
 }
 
+/* Every folder that this file's path names. */
 static moe_err
-make_folders(const char *dir, errbuf *eb)
+make_folders(const char *file, errbuf *eb)
 {
     char path[PATH_BYTES_MAX];
-    snprintf(path, sizeof path, "%s", dir);
-    for (char *c = path + 1; *path != '\0'; c++) {
-        const char kept = *c;
-        if (kept != '/' && kept != '\0') continue;
-        *c = '\0';
+    snprintf(path, sizeof path, "%s", file);
+    for (char *slash = strchr(path + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
         if (mkdir(path, 0777) != 0 && errno != EEXIST)
             return err_set(eb, MOE_EIO, "%s: %s", path, strerror(errno));
-        *c = kept;
-        if (kept == '\0') break;
+        *slash = '/';
     }
     return MOE_OK;
 }
@@ -431,7 +429,7 @@ report_save(const report_run *run, const char *dir, const char *filename, char *
     if (n < 0 || (size_t)n >= size || (size_t)n + 32 > sizeof partial)
         return err_set(eb, MOE_ERANGE, "%s: the path is too long", dir);
     snprintf(partial, sizeof partial, "%s.%ld.partial", path, (long)getpid());
-    moe_err err = make_folders(dir, eb);
+    moe_err err = make_folders(path, eb);
     if (err) return err;
 
     FILE *to = fopen(partial, "w");

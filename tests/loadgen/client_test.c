@@ -143,7 +143,7 @@ Test(client, a_request_that_hangs_ends_at_its_timeout)
     load l = {.config = {.timeout_ms = 200}};
     run(&l, s, 2);
     for (size_t i = 0; i < 2; i++) {
-        cr_expect(!l.records[i].completed && l.records[i].chunk_count == 1);
+        cr_expect(!l.records[i].completed);
     }
     record_array_free(l.records, 2);
     stub_server_stop(s);

@@ -49,6 +49,7 @@ static const struct {
     {"data: a\r\n\r\ndata: b\r\n\r\n", "<a><b>"},
     {"data: a\r\rdata: b\r\r", "<a><b>"},
     {"data: a\r\n\ndata: b\n\r\n", "<a><b>"},
+    {"data: one\r\ndata: two\r\n\r\n", "<one\ntwo>"},
     {"data:a\n\n", "<a>"},
     {"data:  a \n\n", "< a >"},
     {"data: one\ndata: two\ndata\ndata:\n\n", "<one\ntwo\n\n>"},

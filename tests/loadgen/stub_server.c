@@ -84,36 +84,36 @@ flood(int fd)
     }
 }
 
-static void
+/* Returns whether the stream still needs its end: the last bytes that a client waits for. */
+static bool
 complete(int fd, stub_answer answer)
 {
     static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                                "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
     const bool dribble = answer == STUB_DRIBBLE;
     char byte;
-    if (answer == STUB_NO_ANSWER) return;
+    if (answer == STUB_NO_ANSWER) return false;
     if (answer == STUB_500) {
         put_answer(fd, "500 Oops", "{\"error\":{\"message\":\"it broke\"}}");
-        return;
+        return false;
     }
     if (answer == STUB_429) {
         put_answer(fd, "429 Too Many Requests", "{\"error\":{\"message\":\"queue full\"}}");
-        return;
+        return false;
     }
     put(fd, head, sizeof head - 1);
     if (answer == STUB_FLOOD) {
         flood(fd);
-        return;
+        return false;
     }
     put_chunk(fd, ": hello\n\n", dribble);
     if (answer == STUB_EMPTY) {
         put_chunk(fd, USAGE("0") DONE, false);
     } else {
         put_chunk(fd, CHUNK(" a"), dribble);
-        if (answer == STUB_CUT) return;
+        if (answer == STUB_CUT) return false;
         if (answer == STUB_HANG) {
-            if (recv(fd, &byte, 1, 0) < 0) return;
-            return;
+            return recv(fd, &byte, 1, 0) > 0;
         }
         if (answer == STUB_ERROR_EVENT)
             put_chunk(fd, "data: {\"error\":{\"message\":\"worker lost\"}}\n\n", false);
@@ -121,7 +121,7 @@ complete(int fd, stub_answer answer)
         put_chunk(fd, USAGE("3"), dribble);
         if (answer != STUB_NO_DONE) put_chunk(fd, DONE, dribble);
     }
-    put(fd, "0\r\n\r\n", 5);
+    return true;
 }
 
 /* Reads headers and body into request [REQUEST_BYTES_MAX]; returns the body, or NULL. */
@@ -167,11 +167,13 @@ serve_completion(stub_server *s, int fd, const char *body)
     if (++s->open > s->peak) s->peak = s->open;
     pthread_mutex_unlock(&s->lock);
 
-    complete(fd, s->script[index % s->script_count]);
+    const bool unfinished = complete(fd, s->script[index % s->script_count]);
 
+    /* Not open any more before the client can know it, or its next request would count too. */
     pthread_mutex_lock(&s->lock);
     s->open--;
     pthread_mutex_unlock(&s->lock);
+    if (unfinished) put(fd, "0\r\n\r\n", 5);
 }
 
 static void *
