@@ -327,6 +327,7 @@ Test(tokenizer, refuses_a_broken_or_unknown_tokenizer_json_and_says_why)
         {{.model = BPE "\"merges\":7,"}, MOE_EINVAL, "merges"},
         {{.normalizer = "{\"type\":\"NFKC\"}"}, MOE_EUNSUPPORTED, "NFKC"},
         {{.normalizer = "{\"type\":\"Prepend\",\"prepend\":\"x\"}"}, MOE_EUNSUPPORTED, "Prepend"},
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":7}"}, MOE_EUNSUPPORTED, "Sequence"},
         {{.normalizer = "7"}, MOE_EUNSUPPORTED, "normalizer"},
         {{.decoder = "null"}, MOE_EUNSUPPORTED, "decoder"},
         {{.decoder = "{\"type\":\"Sequence\",\"decoders\":[]}"}, MOE_EUNSUPPORTED, "decoder"},
