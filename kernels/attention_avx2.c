@@ -234,7 +234,7 @@ walk_split(const split *s, moe_dtype dtype, query *q, int n)
         add_values_all(s, dtype, q + j, begin[j], min_u32(from, end[j]), 1);
     add_values_all(s, dtype, q, from, end[0], n);
     for (int j = 0; j < n; j++) {
-        add_values_all(s, dtype, q + j, max_u32(begin[j], to), end[j], 1);
+        add_values_all(s, dtype, q + j, to, end[j], 1);
         merge(q + j, s->d16);
     }
 }

@@ -27,7 +27,7 @@
 typedef struct gemm_args {
     const void *w; /* packed tiles (packed.h); tile t starts at w + t * tile_bytes(dtype, k);
                       64-byte aligned */
-    uint32_t k;    /* input features before padding */
+    uint32_t k;    /* input features before padding; 0 gives zeros */
     uint32_t tile_begin, tile_end; /* tiles to compute; for gemm_silu both even */
 
     const void *a;   /* activation rows of the weights' dtype (packed.h), row i at a + i * a_stride;

@@ -18,6 +18,7 @@
 #define BUNDLE_TILES 4
 #define ACC_STRIDE (BUNDLE_TILES * TILE_N)
 #define CHUNK_BYTES 16384 /* of one tile: half of the smallest L1 cache in use */
+#define PREFETCH_BYTES 4096
 
 /* A range of K of some tiles, and the rows to multiply with it. */
 typedef struct chunk {
@@ -32,6 +33,42 @@ typedef struct chunk {
 /* acc += rows x tiles over the chunk, both as many as pass together in registers. */
 typedef void chunk_fn(const chunk *c, uint32_t rows, uint32_t tiles);
 
+/* Several rows spend long enough on a line of weights that the hardware's own prefetch falls behind
+ * memory; one row alone runs at memory's speed without help.  Past the end it does no harm. */
+KERNEL_INLINE void
+prefetch_weights(const void *w, int rows)
+{
+    if (rows > 1) _mm_prefetch((const char *)w + PREFETCH_BYTES, _MM_HINT_T0);
+}
+
+/* Register (r * tiles + t) * 2 and the next hold row r, tile t. */
+KERNEL_INLINE void
+sums_load(const chunk *c, __m256 *s, const float **a, int rows, int tiles)
+{
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        a[r] = (const float *)(const void *)c->a[r] + c->k;
+        const float *acc = c->acc + r * ACC_STRIDE;
+        UNROLL for (int t = 0; t < 2 * tiles; t++)
+        {
+            s[r * 2 * tiles + t] = _mm256_loadu_ps(acc + 8 * t);
+        }
+    }
+}
+
+KERNEL_INLINE void
+sums_store(const chunk *c, const __m256 *s, int rows, int tiles)
+{
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        float *acc = c->acc + r * ACC_STRIDE;
+        UNROLL for (int t = 0; t < 2 * tiles; t++)
+        {
+            _mm256_storeu_ps(acc + 8 * t, s[r * 2 * tiles + t]);
+        }
+    }
+}
+
 KERNEL_INLINE void
 f32_chunk(const chunk *c, int rows, int tiles)
 {
@@ -39,15 +76,11 @@ f32_chunk(const chunk *c, int rows, int tiles)
     const size_t stride = c->tile_bytes / sizeof(float);
     const float *a[6];
     __m256 s[12];
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        a[r] = (const float *)(const void *)c->a[r] + c->k;
-        UNROLL for (int t = 0; t < 2 * tiles; t++) s[r * 2 * tiles + t] =
-            _mm256_loadu_ps(c->acc + r * ACC_STRIDE + 8 * t);
-    }
+    sums_load(c, s, a, rows, tiles);
     for (uint32_t k = 0; k < c->count; k++, w += TILE_N) {
         UNROLL for (int t = 0; t < tiles; t++)
         {
+            prefetch_weights(w + t * stride, rows);
             const __m256 w0 = _mm256_load_ps(w + t * stride);
             const __m256 w1 = _mm256_load_ps(w + t * stride + 8);
             UNROLL for (int r = 0; r < rows; r++)
@@ -59,11 +92,7 @@ f32_chunk(const chunk *c, int rows, int tiles)
             }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        UNROLL for (int t = 0; t < 2 * tiles; t++)
-            _mm256_storeu_ps(c->acc + r * ACC_STRIDE + 8 * t, s[r * 2 * tiles + t]);
-    }
+    sums_store(c, s, rows, tiles);
 }
 
 /* A 32-bit lane holds the weights of k (lower half) and k + 1 (upper half). */
@@ -74,16 +103,12 @@ bf16_chunk(const chunk *c, int rows, int tiles)
     const char *w = c->w;
     const float *a[6];
     __m256 s[12];
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        a[r] = (const float *)(const void *)c->a[r] + c->k;
-        UNROLL for (int t = 0; t < 2 * tiles; t++) s[r * 2 * tiles + t] =
-            _mm256_loadu_ps(c->acc + r * ACC_STRIDE + 8 * t);
-    }
+    sums_load(c, s, a, rows, tiles);
     for (uint32_t k = 0; k < c->count; k += 2, w += TILE_N * 4) {
         UNROLL for (int t = 0; t < tiles; t++)
         {
             const __m256i *v = (const __m256i *)(const void *)(w + t * c->tile_bytes);
+            prefetch_weights(v, rows);
             const __m256i v0 = _mm256_load_si256(v), v1 = _mm256_load_si256(v + 1);
             const __m256 even0 = _mm256_castsi256_ps(_mm256_slli_epi32(v0, 16));
             const __m256 even1 = _mm256_castsi256_ps(_mm256_slli_epi32(v1, 16));
@@ -105,11 +130,7 @@ bf16_chunk(const chunk *c, int rows, int tiles)
             }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        UNROLL for (int t = 0; t < 2 * tiles; t++)
-            _mm256_storeu_ps(c->acc + r * ACC_STRIDE + 8 * t, s[r * 2 * tiles + t]);
-    }
+    sums_store(c, s, rows, tiles);
 }
 
 /* sum + the products of 4 bytes along K in each of 8 lanes.  vpmaddubsw wants one unsigned side: it
@@ -136,6 +157,7 @@ int8_group(const char *w, const char *const *a, uint32_t k, uint32_t k64, float 
     __m256i s[12];
     UNROLL for (int i = 0; i < 2 * rows; i++) s[i] = _mm256_setzero_si256();
     for (uint32_t step = 0; step < GROUP_K / 4; step++, v += 2) {
+        prefetch_weights(v, rows);
         const __m256i w0 = _mm256_load_si256(v), w1 = _mm256_load_si256(v + 1);
         UNROLL for (int r = 0; r < rows; r++)
         {
@@ -241,8 +263,10 @@ bundle_run(const kernel *kn, const char *w, uint32_t k64, const char *const *a, 
            uint32_t tiles, float *acc)
 {
     const size_t bytes = tile_bytes(kn->dtype, k64);
-    const size_t group_bytes = bytes / (k64 / GROUP_K);
-    const uint32_t step = (uint32_t)(CHUNK_BYTES / group_bytes) * GROUP_K;
+    const size_t group_bytes = tile_bytes(kn->dtype, GROUP_K);
+    /* Rows that pass only once gain nothing from chunks: they read whole tiles in order. */
+    const uint32_t step =
+        rows <= kn->rows_max ? k64 : (uint32_t)(CHUNK_BYTES / group_bytes) * GROUP_K;
 
     memset(acc, 0, rows * ACC_STRIDE * sizeof *acc);
     for (uint32_t k = 0; k < k64; k += step) {

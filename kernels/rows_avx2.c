@@ -51,8 +51,10 @@ KERNEL_INLINE __m256i
 quantize_32(const float *x, __m256 inverse)
 {
     __m256i v[4];
-    UNROLL for (int i = 0; i < 4; i++) v[i] =
-        _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    }
     /* The packs interleave their halves in pairs of 4; the permutation puts them in order. */
     const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

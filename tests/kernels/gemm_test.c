@@ -248,6 +248,23 @@ Test(gemm, tiers_agree_on_huge_and_tiny_values)
     }
 }
 
+/* An empty slice of a tensor-parallel worker. */
+Test(gemm, no_input_features_give_zeros)
+{
+    for (int tier = 0; tier < TIER_COUNT; tier++) {
+        kernel_table k;
+        if (!tier_init(&k, tier)) continue;
+        for (int which = 0; which < 2 * DTYPE_COUNT; which++) {
+            problem p = problem_create((moe_dtype)(which / 2), 32, 0, 5, 1, 1);
+            const gemm_args args = args_of(&p, p.out);
+            pick(&k, p.dtype, which % 2)(&args);
+            for (uint32_t i = 0; i < 5 * 32; i++)
+                cr_assert(p.out[i] == 0.0f || (which % 2 && i % 32 >= 16), "tier %s", k.tier);
+            problem_free(&p);
+        }
+    }
+}
+
 Test(gemm, int8_products_of_the_largest_values_do_not_saturate)
 {
     for (int tier = 0; tier < TIER_COUNT; tier++) {

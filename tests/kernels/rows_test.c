@@ -118,6 +118,25 @@ Test(rows, act_pack_quantizes_as_worked_by_hand)
     }
 }
 
+/* Rows are finite by contract, but -128 would break int8 products: not even a NaN may make one. */
+Test(rows, act_pack_never_makes_minus_128)
+{
+    for (int tier = 0; tier < TIER_COUNT; tier++) {
+        kernel_table k;
+        if (!tier_init(&k, tier)) continue;
+        const float odd[4] = {NAN, -NAN, INFINITY, -INFINITY};
+        for (int i = 0; i < 4; i++) {
+            float x[64] = {1, -2, odd[i], 3};
+            int8_t *out = buffer_alloc(act_row_bytes(DTYPE_INT8, 64));
+            expect_same_acts(&k, DTYPE_INT8, x, 64);
+            k.act_pack(DTYPE_INT8, x, 64, out);
+            for (int j = 0; j < 64; j++)
+                cr_assert_gt(out[j], -128);
+            free(out);
+        }
+    }
+}
+
 Test(rows, act_pack_stays_within_half_a_step)
 {
     kernel_table k;
