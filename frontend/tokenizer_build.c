@@ -1,0 +1,294 @@
+/* The tables behind a tokenizer: built once by a loader, then only read. */
+#include "frontend/tokenizer_impl.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/hash.h"
+#include "frontend/utf8.h"
+
+void
+tokenizer_free(tokenizer *tok)
+{
+    if (tok == NULL) return;
+    free(tok->tokens);
+    free(tok->text);
+    free(tok->by_text);
+    free(tok->merges);
+    free(tok->cut);
+    free(tok);
+}
+
+/* Half-full hash tables: the smallest power of two that is at least twice the entries. */
+static uint32_t
+table_size(uint32_t entries)
+{
+    uint32_t size = 2;
+    while (size < 2 * (uint64_t)entries) {
+        size *= 2;
+    }
+    return size;
+}
+
+moe_err
+tokenizer_build_begin(tokenizer **out, size_t token_count, size_t text_bytes, errbuf *eb)
+{
+    *out = NULL;
+    if (token_count == 0) return err_set(eb, MOE_EINVAL, "the vocabulary is empty");
+    if (token_count > TOKENIZER_VOCAB_MAX)
+        return err_set(eb, MOE_ERANGE, "the vocabulary has %zu tokens, at most %u are supported",
+                       token_count, TOKENIZER_VOCAB_MAX);
+    assert(text_bytes <= TOKENIZER_FILE_MAX);
+
+    tokenizer *tok = calloc(1, sizeof *tok);
+    if (tok == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    tok->token_count = (uint32_t)token_count;
+    tok->text_capacity = text_bytes + token_count;
+    tok->tokens = calloc(token_count, sizeof tok->tokens[0]);
+    tok->text = malloc(tok->text_capacity);
+    tok->bos_id = TOKENIZER_ID_NONE;
+    tok->eos_id = TOKENIZER_ID_NONE;
+    tok->words_independent = true;
+    if (tok->tokens == NULL || tok->text == NULL) {
+        tokenizer_free(tok);
+        return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    }
+    *out = tok;
+    return MOE_OK;
+}
+
+moe_err
+tokenizer_build_token(tokenizer *tok, uint32_t id, token_kind kind, const char *text, size_t len,
+                      errbuf *eb)
+{
+    if (id >= tok->token_count)
+        return err_set(eb, MOE_EINVAL, "token id %u is outside the vocabulary of %u", id,
+                       tok->token_count);
+    if (tok->tokens[id].kind != TOKEN_MISSING)
+        return err_set(eb, MOE_EINVAL, "token id %u is given twice", id);
+    if (len == 0) return err_set(eb, MOE_EINVAL, "token %u is empty", id);
+    if (len > TOKENIZER_TOKEN_MAX)
+        return err_set(eb, MOE_ERANGE, "token %u is spelled in %zu bytes, at most %u are supported",
+                       id, len, TOKENIZER_TOKEN_MAX);
+    if (utf8_valid_len(text, len) != len)
+        return err_set(eb, MOE_EINVAL, "token %u is not UTF-8", id);
+    const int byte = kind == TOKEN_BYTE ? tokenizer_byte_of_text(text, len) : 0;
+    if (byte < 0) return err_set(eb, MOE_EINVAL, "byte token %u is not spelled <0xNN>", id);
+    assert(len + 1 <= tok->text_capacity - tok->text_len);
+
+    tok->tokens[id] = (token){.offset = (uint32_t)tok->text_len,
+                              .len = (uint16_t)len,
+                              .kind = (uint8_t)kind,
+                              .byte = (uint8_t)byte};
+    memcpy(tok->text + tok->text_len, text, len);
+    tok->text[tok->text_len + len] = '\0';
+    tok->text_len += len + 1;
+    return MOE_OK;
+}
+
+/* The slot of this spelling in by_text: its own, or the free one where it belongs. */
+static uint32_t *
+text_slot(const tokenizer *tok, const char *text, size_t len)
+{
+    uint32_t at = (uint32_t)hash_bytes(0, text, len) & tok->by_text_mask;
+    for (;; at = (at + 1) & tok->by_text_mask) {
+        uint32_t *slot = &tok->by_text[at];
+        if (*slot == TOKENIZER_ID_NONE) return slot;
+        const token *t = &tok->tokens[*slot];
+        if (t->len == len && memcmp(tok->text + t->offset, text, len) == 0) return slot;
+    }
+}
+
+uint32_t
+tokenizer_token_id(const tokenizer *tok, const char *text, size_t len)
+{
+    return *text_slot(tok, text, len);
+}
+
+static int
+compare_text(const void *a, const void *b, void *arg)
+{
+    const tokenizer *tok = arg;
+    const token *x = &tok->tokens[*(const uint32_t *)a], *y = &tok->tokens[*(const uint32_t *)b];
+    const size_t common = x->len < y->len ? x->len : y->len;
+    const int order = memcmp(tok->text + x->offset, tok->text + y->offset, common);
+    return order != 0 ? order : (int)x->len - (int)y->len;
+}
+
+static moe_err
+index_cut(tokenizer *tok, errbuf *eb)
+{
+    uint32_t count = 0;
+    for (uint32_t id = 0; id < tok->token_count; id++) {
+        count += tok->tokens[id].kind >= TOKEN_ADDED;
+    }
+    tok->cut = malloc((count + 1) * sizeof tok->cut[0]);
+    if (tok->cut == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    for (uint32_t id = 0; id < tok->token_count; id++) {
+        if (tok->tokens[id].kind >= TOKEN_ADDED) tok->cut[tok->cut_count++] = id;
+    }
+    qsort_r(tok->cut, tok->cut_count, sizeof tok->cut[0], compare_text, tok);
+    return MOE_OK;
+}
+
+static moe_err
+index_bytes(tokenizer *tok, errbuf *eb)
+{
+    for (int byte = 0; byte < 256; byte++) {
+        tok->byte_ids[byte] = TOKENIZER_ID_NONE;
+    }
+    for (uint32_t id = 0; id < tok->token_count; id++) {
+        const token *t = &tok->tokens[id];
+        if (t->kind != TOKEN_BYTE) continue;
+        /* <0x0a> beside <0x0A> */
+        if (tok->byte_ids[t->byte] != TOKENIZER_ID_NONE)
+            return err_set(eb, MOE_EINVAL, "tokens %u and %u are both byte 0x%02X",
+                           tok->byte_ids[t->byte], id, t->byte);
+        tok->byte_ids[t->byte] = id;
+    }
+    for (int byte = 0; byte < 256; byte++) {
+        if (tok->byte_ids[byte] == TOKENIZER_ID_NONE)
+            return err_set(eb, MOE_EUNSUPPORTED,
+                           "no token for byte 0x%02X: only vocabularies with all 256 byte tokens "
+                           "are supported",
+                           byte);
+    }
+    return MOE_OK;
+}
+
+moe_err
+tokenizer_build_index(tokenizer *tok, errbuf *eb)
+{
+    const uint32_t size = table_size(tok->token_count);
+    tok->by_text = malloc(size * sizeof tok->by_text[0]);
+    if (tok->by_text == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    tok->by_text_mask = size - 1;
+    for (uint32_t i = 0; i < size; i++) {
+        tok->by_text[i] = TOKENIZER_ID_NONE;
+    }
+    for (uint32_t id = 0; id < tok->token_count; id++) {
+        const token *t = &tok->tokens[id];
+        if (t->kind == TOKEN_MISSING) return err_set(eb, MOE_EINVAL, "token id %u is missing", id);
+        uint32_t *slot = text_slot(tok, tok->text + t->offset, t->len);
+        if (*slot != TOKENIZER_ID_NONE)
+            return err_set(eb, MOE_EINVAL, "tokens %u and %u are both spelled \"%s\"", *slot, id,
+                           tok->text + t->offset);
+        *slot = id;
+    }
+    const moe_err err = index_bytes(tok, eb);
+    return err ? err : index_cut(tok, eb);
+}
+
+moe_err
+tokenizer_build_merges(tokenizer *tok, size_t merge_max, errbuf *eb)
+{
+    assert(merge_max <= TOKENIZER_FILE_MAX);
+    const uint32_t size = table_size((uint32_t)merge_max);
+    tok->merges = malloc(size * sizeof tok->merges[0]);
+    if (tok->merges == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    tok->merge_mask = size - 1;
+    tok->merge_max = (uint32_t)merge_max;
+    for (uint32_t i = 0; i < size; i++) {
+        tok->merges[i].id = TOKENIZER_ID_NONE;
+    }
+    return MOE_OK;
+}
+
+static bpe_merge *
+merge_slot(const tokenizer *tok, uint32_t left, uint32_t right)
+{
+    uint32_t at = (uint32_t)hash_mix((uint64_t)left << 32 | right) & tok->merge_mask;
+    for (;; at = (at + 1) & tok->merge_mask) {
+        bpe_merge *m = &tok->merges[at];
+        if (m->id == TOKENIZER_ID_NONE || (m->left == left && m->right == right)) return m;
+    }
+}
+
+const bpe_merge *
+tokenizer_find_merge(const tokenizer *tok, uint32_t left, uint32_t right)
+{
+    const bpe_merge *m = merge_slot(tok, left, right);
+    return m->id == TOKENIZER_ID_NONE ? NULL : m;
+}
+
+/* Is there a space with anything but a space before it? */
+static bool
+has_inner_space(const char *text, size_t len)
+{
+    for (size_t i = 1; i + TOKENIZER_SPACE_LEN <= len; i++) {
+        if (memcmp(text + i, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN) != 0) continue;
+        if (i < TOKENIZER_SPACE_LEN ||
+            memcmp(text + i - TOKENIZER_SPACE_LEN, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN) != 0)
+            return true;
+    }
+    return false;
+}
+
+moe_err
+tokenizer_build_merge(tokenizer *tok, uint32_t left, uint32_t right, uint32_t rank, uint32_t id,
+                      errbuf *eb)
+{
+    assert(left < tok->token_count && right < tok->token_count && id < tok->token_count);
+    assert(tok->merge_count < tok->merge_max);
+    bpe_merge *m = merge_slot(tok, left, right);
+    if (m->id != TOKENIZER_ID_NONE)
+        return err_set(eb, MOE_EINVAL, "\"%s\" and \"%s\" are merged twice",
+                       tok->text + tok->tokens[left].offset, tok->text + tok->tokens[right].offset);
+    *m = (bpe_merge){.left = left, .right = right, .rank = rank, .id = id};
+    tok->merge_count++;
+    const token *t = &tok->tokens[id];
+    if (has_inner_space(tok->text + t->offset, t->len)) tok->words_independent = false;
+    return MOE_OK;
+}
+
+static int
+hex_digit(char c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+int
+tokenizer_byte_of_text(const char *text, size_t len)
+{
+    if (len != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') return -1;
+    const int high = hex_digit(text[3]), low = hex_digit(text[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+
+/* First of cut[from .. to) whose byte at `depth` is at least `least`; all have that many bytes. */
+static uint32_t
+cut_lower_bound(const tokenizer *tok, uint32_t from, uint32_t to, size_t depth, unsigned least)
+{
+    while (from < to) {
+        const uint32_t middle = from + (to - from) / 2;
+        const token *t = &tok->tokens[tok->cut[middle]];
+        if ((unsigned char)tok->text[t->offset + depth] < least)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
+
+/* Walks the sorted spellings as if they were a trie: after `depth` bytes, cut[from .. to) are those
+ * that begin with these bytes, the one that ends here (if any) first. */
+size_t
+tokenizer_find_cut(const tokenizer *tok, const char *text, size_t len, uint32_t *id)
+{
+    uint32_t from = 0, to = tok->cut_count;
+    size_t found = 0;
+    for (size_t depth = 0; depth < len && from < to; depth++) {
+        const unsigned byte = (unsigned char)text[depth];
+        from = cut_lower_bound(tok, from, to, depth, byte);
+        to = cut_lower_bound(tok, from, to, depth, byte + 1);
+        if (from < to && tok->tokens[tok->cut[from]].len == depth + 1) {
+            found = depth + 1;
+            *id = tok->cut[from++];
+        }
+    }
+    return found;
+}
