@@ -43,16 +43,16 @@ static moe_err
 read_normalizer(tokenizer *tok, const cJSON *item, int depth, errbuf *eb)
 {
     if (item == NULL) return MOE_OK;
-    if (strcmp(type_of(item), "Sequence") == 0 && depth == 0) {
-        const cJSON *part;
-        cJSON_ArrayForEach(part, member(item, "normalizers"))
+    const cJSON *parts = member(item, "normalizers"), *part;
+    if (strcmp(type_of(item), "Sequence") == 0 && cJSON_IsArray(parts) && depth == 0) {
+        cJSON_ArrayForEach(part, parts)
         {
             const moe_err err = read_normalizer(tok, part, depth + 1, eb);
             if (err) return err;
         }
         return MOE_OK;
     }
-    if (strcmp(type_of(item), "Prepend") == 0 &&
+    if (strcmp(type_of(item), "Prepend") == 0 && !tok->add_prefix &&
         is_string(member(item, "prepend"), TOKENIZER_SPACE))
         tok->add_prefix = true;
     else if (is_replace(item, " ", TOKENIZER_SPACE))
@@ -196,7 +196,7 @@ read_added(tokenizer *tok, const cJSON *added, errbuf *eb)
 static moe_err
 read_tokens(tokenizer **out, const cJSON *vocab, const cJSON *added_tokens, errbuf *eb)
 {
-    size_t count, text_bytes;
+    size_t count = 0, text_bytes = 0;
     const cJSON *item;
     moe_err err = count_tokens(vocab, added_tokens, &count, &text_bytes, eb);
     if (!err) err = tokenizer_build_begin(out, count, text_bytes, eb);
@@ -244,8 +244,8 @@ split_merge(const cJSON *item, const char **left, size_t *left_len, const char *
 static moe_err
 read_merge(tokenizer *tok, const cJSON *item, uint32_t rank, errbuf *eb)
 {
-    const char *left, *right;
-    size_t left_len;
+    const char *left = NULL, *right = NULL;
+    size_t left_len = 0;
     moe_err err = split_merge(item, &left, &left_len, &right, eb);
     if (err) return err;
     const size_t right_len = strlen(right);

@@ -334,8 +334,8 @@ visit_merges(tokenizer *tok, const model *m, const float *scores, size_t score_c
 static moe_err
 add_merges(tokenizer *tok, const model *m, errbuf *eb)
 {
-    float *scores;
-    size_t score_count, count;
+    float *scores = NULL;
+    size_t score_count = 0, count = 0;
     moe_err err = sort_scores(m, &scores, &score_count, eb);
     if (err) return err;
     err = visit_merges(tok, m, scores, score_count, &count, eb);

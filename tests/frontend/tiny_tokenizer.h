@@ -6,7 +6,9 @@
 #ifndef MOE_TESTS_FRONTEND_TINY_TOKENIZER_H
 #define MOE_TESTS_FRONTEND_TINY_TOKENIZER_H
 
+#include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/strbuf.h"

@@ -239,6 +239,19 @@ Test(tokenizer, cuts_out_the_longest_special_token_only_when_asked)
     tokenizer_free(tok);
 }
 
+Test(tokenizer, no_text_becomes_a_special_token_unasked)
+{
+    /* Even one that is spelled as a single character is bytes in a text. */
+    tokenizer *tok =
+        tiny(&(tiny_json){.vocab = VOCAB,
+                          .merges = "\"\u2581 a\"",
+                          .added = TINY_ADDED ",{\"id\":261,\"content\":\"b\",\"special\":true}"});
+    const uint32_t plain[] = {264, 'b' + 3}, cut[] = {264, 261};
+    cr_expect(encodes_to(tok, "ab", 2, 0, plain, 2));
+    cr_expect(encodes_to(tok, "ab", 2, TOKENIZER_PARSE_SPECIAL, cut, 2));
+    tokenizer_free(tok);
+}
+
 Test(tokenizer, refuses_a_text_that_is_not_utf8_and_names_the_byte)
 {
     static const struct {
@@ -327,6 +340,7 @@ Test(tokenizer, refuses_a_broken_or_unknown_tokenizer_json_and_says_why)
         {{.model = BPE "\"merges\":7,"}, MOE_EINVAL, "merges"},
         {{.normalizer = "{\"type\":\"NFKC\"}"}, MOE_EUNSUPPORTED, "NFKC"},
         {{.normalizer = "{\"type\":\"Prepend\",\"prepend\":\"x\"}"}, MOE_EUNSUPPORTED, "Prepend"},
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":7}"}, MOE_EUNSUPPORTED, "Sequence"},
         {{.normalizer = "7"}, MOE_EUNSUPPORTED, "normalizer"},
         {{.decoder = "null"}, MOE_EUNSUPPORTED, "decoder"},
         {{.decoder = "{\"type\":\"Sequence\",\"decoders\":[]}"}, MOE_EUNSUPPORTED, "decoder"},
