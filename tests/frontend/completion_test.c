@@ -85,7 +85,7 @@ Test(completion, holds_back_only_what_could_become_a_stop_string)
     const size_t lens[] = {4};
     static const struct {
         const char *push, *out;
-    } steps[] = {{"xa", "x"}, {"b", ""}, {"a", ""}, {"c", "abac"}, {"aba", ""}, {"a", "ab"}};
+    } steps[] = {{"xa", "x"}, {"b", ""}, {"a", ""}, {"c", "abac"}, {"aba", ""}, {"a", "aba"}};
     stop_matcher m;
     strbuf out;
     stop_matcher_init(&m, stops, lens, 1, false);
