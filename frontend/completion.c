@@ -20,6 +20,7 @@ typedef struct slot {
     choice choice;    /* the engine thread's until the sequence has ended */
     uint64_t last_ns; /* when its latest token came; 0: none yet */
     seq_id id;        /* guarded by the owner's lock; 0: not submitted, or ended */
+    bool ended;       /* guarded by the owner's lock: its last event has come */
 } slot;
 
 struct completion {
@@ -268,6 +269,7 @@ on_event(void *user, const gen_event *event)
     if (c->request.stream && !c->dead && (event->kind == GEN_TOKEN || ended)) stream_locked(c, s);
     const bool last = ended || c->dead;
     if (last) {
+        s->ended = true;
         s->id = 0;
         if (--c->live == 0 && c->request.stream && !c->dead) write_end_locked(c);
     }
@@ -328,11 +330,11 @@ completion_start(completion *c, api_error *error)
             return refuse(error, err, &eb);
         }
         pthread_mutex_lock(&c->lock);
-        s->id = id;
-        const bool dead = c->dead;
+        if (!s->ended) s->id = id;
+        const bool missed = c->dead && !s->ended;
         pthread_mutex_unlock(&c->lock);
         /* The client may have gone meanwhile: abort() has missed this one then. */
-        if (dead) engine_abort(e, id);
+        if (missed) engine_abort(e, id);
     }
     metric_add(c->env->metrics->prompt_tokens, (double)c->prompt_tokens);
     return true;

@@ -181,7 +181,7 @@ Test(completion_request, refuses_a_hopelessly_long_text_unread)
 
 Test(completion_request, cuts_quotations_between_characters)
 {
-    char body[1024], name[600] = "";
+    char body[1024], name[601] = "";
     for (int i = 0; i < 100; i++)
         strcat(name, "é🙂");
     snprintf(body, sizeof body, "{\"model\":\"%s\",\"prompt\":\"a\"}", name);

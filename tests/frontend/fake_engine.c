@@ -25,6 +25,7 @@ typedef struct sequence {
 struct engine {
     fake_engine_options options;
     pthread_t thread;
+    bool joined;
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
     bool stopping, held, ready;
@@ -217,8 +218,16 @@ ready_locked(engine *e, uint32_t value)
 void
 fake_engine_stop(engine *e)
 {
+    if (e->joined) return;
     set(e, stop_locked, 1);
     pthread_join(e->thread, NULL);
+    e->joined = true;
+}
+
+void
+fake_engine_free(engine *e)
+{
+    fake_engine_stop(e);
     pthread_cond_destroy(&e->changed);
     pthread_mutex_destroy(&e->lock);
     free(e);

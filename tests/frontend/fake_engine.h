@@ -31,8 +31,9 @@ typedef struct fake_engine_options {
 } fake_engine_options;
 
 engine *fake_engine_start(const fake_engine_options *options);
-/* Ends all sequences with FINISH_ABORT. */
+/* End all sequences with FINISH_ABORT, and take no more. */
 void fake_engine_stop(engine *e);
+void fake_engine_free(engine *e); /* stops it first, if need be */
 
 /* From now on tokens come only as allowed: `rounds` more tokens for every sequence. */
 void fake_engine_hold(engine *e);

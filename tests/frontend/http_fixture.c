@@ -54,7 +54,7 @@ void
 fixture_stop(fixture *f)
 {
     http_stop(f->server);
-    fake_engine_stop(f->engine);
+    fake_engine_free(f->engine);
     metrics_free(f->metrics);
     tokenizer_free(f->tok);
 }

@@ -396,9 +396,7 @@ Test(http_stream, tells_clients_if_the_engine_stops_first)
     cr_expect(strstr(whole, " 503 ") != NULL, "%s", whole);
     close(a);
     close(b);
-    http_stop(f.server);
-    metrics_free(f.metrics);
-    tokenizer_free(f.tok);
+    fixture_stop(&f);
     free(stream);
     free(whole);
 }
