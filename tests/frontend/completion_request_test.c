@@ -28,7 +28,7 @@ teardown(void)
     tok = NULL;
 }
 
-TestSuite(completion_request, .init = setup, .fini = teardown, .timeout = 20);
+TestSuite(completion_request, .timeout = 20);
 
 static completion_request
 parse(const char *body)
@@ -50,7 +50,7 @@ refused(const char *body)
     return error;
 }
 
-Test(completion_request, has_openais_defaults)
+Test(completion_request, has_openais_defaults, .init = setup, .fini = teardown)
 {
     completion_request r = parse("{\"prompt\":\"Hi\"}");
     cr_expect_eq(r.prompt_count, 1);
@@ -68,7 +68,7 @@ Test(completion_request, has_openais_defaults)
     completion_request_fini(&r);
 }
 
-Test(completion_request, takes_every_field)
+Test(completion_request, takes_every_field, .init = setup, .fini = teardown)
 {
     completion_request r = parse(
         "{\"model\":\"demo\",\"prompt\":[1,15],\"max_tokens\":9,\"temperature\":0.5,\"top_p\":0.25,"
@@ -95,7 +95,7 @@ Test(completion_request, takes_every_field)
     completion_request_fini(&r);
 }
 
-Test(completion_request, reads_all_four_forms_of_a_prompt)
+Test(completion_request, reads_all_four_forms_of_a_prompt, .init = setup, .fini = teardown)
 {
     static const struct {
         const char *body;
@@ -112,7 +112,7 @@ Test(completion_request, reads_all_four_forms_of_a_prompt)
     }
 }
 
-Test(completion_request, reads_special_tokens_in_a_text_as_text)
+Test(completion_request, reads_special_tokens_in_a_text_as_text, .init = setup, .fini = teardown)
 {
     completion_request r = parse("{\"prompt\":\"a</s><s>\"}");
     cr_expect_eq(r.prompts[0].ids[0], tokenizer_bos_id(tok));
@@ -135,7 +135,7 @@ body_of_ids(unsigned count, const char *more)
     return body;
 }
 
-Test(completion_request, fits_prompt_and_output_into_the_context)
+Test(completion_request, fits_prompt_and_output_into_the_context, .init = setup, .fini = teardown)
 {
     static const struct {
         unsigned ids;
@@ -166,7 +166,7 @@ Test(completion_request, fits_prompt_and_output_into_the_context)
     }
 }
 
-Test(completion_request, refuses_a_hopelessly_long_text_unread)
+Test(completion_request, refuses_a_hopelessly_long_text_unread, .init = setup, .fini = teardown)
 {
     const size_t len = (size_t)limits.max_model_len * limits.token_bytes_max + 1;
     char *body = malloc(len + 64);
@@ -179,7 +179,7 @@ Test(completion_request, refuses_a_hopelessly_long_text_unread)
     free(body);
 }
 
-Test(completion_request, cuts_quotations_between_characters)
+Test(completion_request, cuts_quotations_between_characters, .init = setup, .fini = teardown)
 {
     char body[1024], name[601] = "";
     for (int i = 0; i < 100; i++)
