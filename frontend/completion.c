@@ -39,7 +39,7 @@ struct completion {
     bool too_slow;
     uint32_t live; /* sequences that have not ended */
     uint64_t completion_tokens;
-    size_t ready_bytes; /* without stream: text gathered in all choices */
+    size_t ready_bytes; /* gathered in all choices since they began, and not taken */
     api_error error;    /* the first failure */
     strbuf out;         /* stream: text not read yet, from out_read on */
     size_t out_read;
@@ -248,6 +248,8 @@ stream_locked(completion *c, slot *s)
         c->dead = c->broken = c->too_slow = true;
         return;
     }
+    const size_t ready = choice_ready_bytes(&s->choice);
+    c->ready_bytes -= ready < c->ready_bytes ? ready : c->ready_bytes;
     write_chunk_locked(c, s);
     if (c->out.len - before > c->chunk_max) c->chunk_max = c->out.len - before;
 }
@@ -264,7 +266,7 @@ on_event(void *user, const gen_event *event)
     pthread_mutex_lock(&c->lock);
     const bool was_slow = c->too_slow;
     if (event->kind == GEN_TOKEN) c->completion_tokens++;
-    if (!c->request.stream) c->ready_bytes += choice_ready_bytes(&s->choice) - ready_before;
+    c->ready_bytes += choice_ready_bytes(&s->choice) - ready_before;
     check_end_locked(c, s, event);
     if (c->request.stream && !c->dead && (event->kind == GEN_TOKEN || ended)) stream_locked(c, s);
     const bool last = ended || c->dead;

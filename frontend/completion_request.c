@@ -470,6 +470,20 @@ read_prompts(parser *p)
     return true;
 }
 
+/* Every choice repeats its prompt, so a short request could ask for a very long answer. */
+static bool
+check_echo(parser *p)
+{
+    const completion_request *r = p->out;
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < r->prompt_count; i++)
+        bytes += r->prompts[i].text_len * r->n;
+    if (bytes <= COMPLETION_ECHO_BYTES_MAX) return true;
+    return api_error_set(p->error, 400, "echo",
+                         "echo would repeat %zu bytes of prompts; the limit is %zu", bytes,
+                         COMPLETION_ECHO_BYTES_MAX);
+}
+
 /* ---- the whole ---- */
 
 cJSON *
@@ -544,7 +558,7 @@ completion_request_parse(completion_request *out, const completion_limits *limit
     /* The prompt comes last: it is the costly part, and its checks need max_tokens and n. */
     const bool good = completion_check_model(root, limits->model, error) && read_sampling(&p) &&
                       read_lengths(&p) && read_switches(&p) && read_stops(&p) && read_biases(&p) &&
-                      read_prompts(&p);
+                      read_prompts(&p) && check_echo(&p);
     cJSON_Delete(root);
     if (!good) completion_request_fini(out);
     return good;

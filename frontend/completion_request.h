@@ -24,7 +24,8 @@
 #define COMPLETION_SEQUENCES_MAX 512u     /* prompts x n of one request */
 #define COMPLETION_MAX_TOKENS_DEFAULT 16u /* OpenAI's */
 #define COMPLETION_STOPS_MAX 16u
-#define COMPLETION_STOP_BYTES_MAX 256u /* bytes of one stop string */
+#define COMPLETION_STOP_BYTES_MAX 256u               /* bytes of one stop string */
+#define COMPLETION_ECHO_BYTES_MAX ((size_t)16 << 20) /* of all prompts, once for each choice */
 #define COMPLETION_TEMPERATURE_MAX 2.0
 #define COMPLETION_REPETITION_PENALTY_MAX 1000.0
 

@@ -173,7 +173,7 @@ http_completion_continue(http_exchange *x)
     for (;;) {
         switch (completion_poll(x->completion)) {
         case COMPLETION_READY: return answer_whole(x);
-        case COMPLETION_BROKEN: return MHD_NO;
+        case COMPLETION_BROKEN: api_metrics_response(&x->server->metrics, 499); return MHD_NO;
         case COMPLETION_END:
         case COMPLETION_WAIT: break;
         }
