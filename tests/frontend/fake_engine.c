@@ -28,7 +28,7 @@ struct engine {
     bool joined;
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t changed;
-    bool stopping, held, ready;
+    bool stopping, held, ready, deaf;
     uint64_t allowed; /* rounds */
     seq_id next_id;
     uint32_t reserved, count, submitted, aborted;
@@ -124,7 +124,7 @@ static bool
 any_aborted_locked(const engine *e)
 {
     for (uint32_t i = 0; i < e->count; i++)
-        if (e->all[i]->aborted) return true;
+        if (e->all[i]->aborted && !e->deaf) return true;
     return false;
 }
 
@@ -133,7 +133,7 @@ round_locked(engine *e, bool tokens)
 {
     for (uint32_t i = 0; i < e->count;) {
         sequence *s = e->all[i];
-        const bool abort = s->aborted || e->stopping;
+        const bool abort = (s->aborted && !e->deaf) || e->stopping;
         if (!abort && !tokens) {
             i++;
             continue;
@@ -174,6 +174,7 @@ fake_engine_start(const fake_engine_options *options)
     e->options = *options;
     if (e->options.queue_max == 0) e->options.queue_max = FAKE_SEQUENCES_MAX;
     e->held = options->held;
+    e->deaf = options->deaf;
     e->ready = options->unready == NULL;
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->changed, NULL);
@@ -207,6 +208,12 @@ static void
 allow_locked(engine *e, uint32_t value)
 {
     e->allowed += value;
+}
+
+static void
+deaf_locked(engine *e, uint32_t value)
+{
+    e->deaf = value != 0;
 }
 
 static void
@@ -249,6 +256,12 @@ void
 fake_engine_allow(engine *e, uint32_t rounds)
 {
     set(e, allow_locked, rounds);
+}
+
+void
+fake_engine_heed(engine *e)
+{
+    set(e, deaf_locked, 0);
 }
 
 void
@@ -351,7 +364,8 @@ engine_submit(engine *e, const uint32_t *prompt, uint32_t prompt_len, const gen_
     *s = (sequence){
         .prompt = copy, .prompt_len = prompt_len, .params = params, .sink = sink, .user = user};
     pthread_mutex_lock(&e->lock);
-    const bool stopping = e->stopping;
+    const bool refuse = e->options.refuse_from != 0 && e->submitted + 1 >= e->options.refuse_from;
+    const bool stopping = e->stopping || refuse;
     if (!stopping) {
         s->id = *out = ++e->next_id;
         e->all[e->count++] = s;

@@ -24,8 +24,10 @@ typedef struct fake_engine_options {
     const uint32_t *reply; /* [reply_count] tokens of every sequence, then eos; NULL = made up */
     uint32_t reply_count;
     uint32_t eos;
-    uint32_t fail_at; /* end with an error instead of this token (1 = the first); 0 = never */
+    uint32_t fail_at;     /* end with an error instead of this token (1 = the first); 0 = never */
+    uint32_t refuse_from; /* this submission and later ones fail (1 = the first); 0 = none */
     uint32_t cached_tokens;
+    bool deaf;           /* aborts are noted, but change nothing until fake_engine_heed() */
     bool held;           /* begin with fake_engine_hold() */
     const char *unready; /* engine_ready()'s detail, false; NULL = ready */
 } fake_engine_options;
@@ -39,6 +41,7 @@ void fake_engine_free(engine *e); /* stops it first, if need be */
 void fake_engine_hold(engine *e);
 void fake_engine_allow(engine *e, uint32_t rounds);
 void fake_engine_unhold(engine *e);
+void fake_engine_heed(engine *e);
 void fake_engine_set_ready(engine *e, bool ready);
 
 /* Wait until so many sequences were submitted, aborted, or are still there (running), or 20 s have

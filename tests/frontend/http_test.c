@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "frontend/parking.h"
 #include "tests/frontend/http_fixture.h"
 #include "tests/support/paths.h"
 
@@ -143,6 +144,8 @@ Test(http, names_the_field_the_value_and_the_limit)
         {"{\"prompt\":{}}", "prompt", {"an object"}, 400},
         {"{\"prompt\":[\"a\",1]}", "prompt", {"not 1"}, 400},
         {"{\"prompt\":[1,\"a\"]}", "prompt", {"\"a\""}, 400},
+        {"{\"prompt\":[\"a\",[1]]}", "prompt", {"an array"}, 400},
+        {"{\"prompt\":[[1],\"a\"]}", "prompt", {"\"a\""}, 400},
         {"{\"prompt\":[1,4096]}", "prompt", {"4096", "4095"}, 400},
         {"{\"prompt\":[1,-1]}", "prompt", {"-1"}, 400},
         {"{\"prompt\":[1,1.5]}", "prompt", {"1.5"}, 400},
@@ -386,6 +389,29 @@ Test(http, keeps_a_seed_and_draws_another_otherwise)
     cJSON_Delete(fixture_json(&f, COMPLETIONS, "{\"prompt\":[\"a\",\"b\"],\"n\":3}", 200));
     cr_expect_eq(fake_engine_last_params(f.engine).choice, 2);
     fixture_stop(&f);
+}
+
+Test(http, queues_a_request_whole_or_not_at_all)
+{
+    fixture f;
+    fixture_start(&f, (fake_engine_options){.refuse_from = 3, .held = true}, (http_config){0});
+    http_reply r = http_call(f.url, "POST", COMPLETIONS, "{\"prompt\":\"a\",\"n\":4}", NULL);
+    cr_expect_eq(r.status, 503);
+    http_reply_fini(&r);
+    cr_expect(fake_engine_wait_running(f.engine, 0));
+    cr_expect_eq(fake_engine_reserved(f.engine), 0);
+    fixture_stop(&f);
+}
+
+Test(http, remembers_a_wake_up_that_comes_before_the_wait)
+{
+    parking p;
+    parking_init(&p, (struct MHD_Connection *)&p); /* never reached */
+    parking_wake(&p);
+    cr_expect_not(parking_park(&p));
+    parking_close(&p);
+    cr_expect_not(parking_park(&p));
+    parking_fini(&p);
 }
 
 Test(http, reports_an_engine_error_as_500)
