@@ -111,6 +111,16 @@ prepare(http_exchange *x, api_error *error)
 
 /* ---- the answer ---- */
 
+/* End a stream so that the client can't take it for whole: shut the socket, then let libmicrohttpd
+ * fail to write the end.  END_WITH_ERROR would do, but 0.9.75 then keeps a connection that has just
+ * been resumed, closed but not cleaned up, until its idle timeout. */
+static ssize_t
+break_off(http_exchange *x)
+{
+    hangup_cut(x->server->hangup, x->watch);
+    return MHD_CONTENT_READER_END_OF_STREAM;
+}
+
 static ssize_t
 read_stream(void *cls, uint64_t pos, char *buf, size_t max)
 {
@@ -121,7 +131,7 @@ read_stream(void *cls, uint64_t pos, char *buf, size_t max)
         switch (completion_read(x->completion, buf, max, &len)) {
         case COMPLETION_READY: return (ssize_t)len;
         case COMPLETION_END: return MHD_CONTENT_READER_END_OF_STREAM;
-        case COMPLETION_BROKEN: return MHD_CONTENT_READER_END_WITH_ERROR;
+        case COMPLETION_BROKEN: return break_off(x);
         case COMPLETION_WAIT: break;
         }
         if (parking_park(&x->parking)) return 0;

@@ -389,8 +389,12 @@ Test(http_stream, stops_with_requests_going_on)
                                         : "{\"prompt\":\"a\",\"n\":2}");
     cr_assert(fake_engine_wait_submitted(f.engine, 16));
     fixture_stop(&f); /* would hang, or leak, or crash */
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 8; i++) {
+        char buf[4096] = "";
+        cr_expect_not(fixture_read_until(fds[i], buf, sizeof buf, "0\r\n\r\n"),
+                      "a stream that was cut off looks whole: %s", buf);
         close(fds[i]);
+    }
 }
 
 Test(http_stream, tells_clients_if_the_engine_stops_first)
