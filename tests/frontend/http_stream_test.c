@@ -287,16 +287,21 @@ Test(http_stream, aborts_at_once_when_the_client_leaves)
 
 Test(http_stream, cuts_off_a_client_that_does_not_read)
 {
-    /* More tokens than can be made in the test's time, and room for one connection only. */
-    fixture f;
-    fixture_start(&f, (fake_engine_options){.max_model_len = UINT32_MAX},
-                  (http_config){.stream_bytes_max = 4096, .connections_max = 1});
-    const int fd = fixture_post(&f, "{\"prompt\":\"a\",\"stream\":true,\"max_tokens\":2000000000}");
-    cr_expect(fake_engine_wait_submitted(f.engine, 1));
-    cr_expect(fake_engine_wait_running(f.engine, 0));
-    cJSON_Delete(fixture_json(&f, "/health", NULL, 200)); /* its place is free */
-    close(fd);
-    fixture_stop(&f);
+    /* More tokens than can be made in the test's time, and room for one connection only.  A bound
+     * of 16 MiB lets the sockets fill up first: the server is stuck sending when it is exceeded. */
+    static const size_t bounds[] = {4096, 16u << 20};
+    for (size_t i = 0; i < 2; i++) {
+        fixture f;
+        fixture_start(&f, (fake_engine_options){.max_model_len = UINT32_MAX},
+                      (http_config){.stream_bytes_max = bounds[i], .connections_max = 1});
+        const int fd =
+            fixture_post(&f, "{\"prompt\":\"a\",\"stream\":true,\"max_tokens\":2000000000}");
+        cr_expect(fake_engine_wait_submitted(f.engine, 1));
+        cr_expect(fake_engine_wait_running(f.engine, 0));
+        cJSON_Delete(fixture_json(&f, "/health", NULL, 200)); /* its place is free */
+        close(fd);
+        fixture_stop(&f);
+    }
 }
 
 Test(http_stream, lets_go_of_a_client_that_left_though_the_engine_is_busy)
