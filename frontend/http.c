@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
@@ -94,6 +93,19 @@ http_refuse(http_exchange *x, const api_error *error)
     const enum MHD_Result result = http_answer(x, error->status, "application/json", &text);
     strbuf_fini(&text);
     return result;
+}
+
+bool
+http_ready(http_exchange *x, api_error *error)
+{
+    http_server *s = x->server;
+    char detail[256] = "";
+    pthread_mutex_lock(&s->lock);
+    const bool stopping = s->stopping;
+    pthread_mutex_unlock(&s->lock);
+    if (stopping) return api_error_set(error, 503, NULL, "the server is stopping");
+    if (engine_ready(s->engine, detail, sizeof detail)) return true;
+    return api_error_set(error, 503, NULL, "not ready: %s", detail);
 }
 
 /* ---- who may ask ---- */
@@ -394,6 +406,9 @@ abort_all(http_server *s)
     }
 }
 
+/* Connections are still accepted while requests finish, and told 503: MHD_quiesce_daemon() would
+ * refuse them, but in 0.9.75 it and a worker thread can both take the listening socket out of the
+ * worker's epoll set, and the second to do so ends the process. */
 void
 http_stop(http_server *s)
 {
@@ -401,11 +416,9 @@ http_stop(http_server *s)
     pthread_mutex_lock(&s->lock);
     s->stopping = true;
     pthread_mutex_unlock(&s->lock);
-    const MHD_socket listener = MHD_quiesce_daemon(s->daemon);
     wait_idle(s, s->config.stop_grace_ms, false);
     abort_all(s);
     MHD_stop_daemon(s->daemon);
-    if (listener != MHD_INVALID_SOCKET) close(listener);
     if (!wait_idle(s, HTTP_STOP_WAIT_S * 1000ull, true)) {
         /* Sequences may still call back: rather keep the memory than pull it from under them. */
         LOG_ERROR("http", "the engine has not ended all sequences wait_s=%u", HTTP_STOP_WAIT_S);

@@ -71,9 +71,9 @@ moe_err http_start(http_server **out, const http_config *config, engine *e, cons
 
 uint16_t http_port(const http_server *s);
 
-/* Accept nothing new, let running requests finish for stop_grace_ms, abort the rest, and free all.
- * The engine may have stopped and ended its sequences before, but must not be freed yet.  Accepts
- * NULL. */
+/* Refuse new requests (503, /health too), let running ones finish for stop_grace_ms, abort the
+ * rest, and free all. The engine may have stopped and ended its sequences before, but must not be
+ * freed yet.  Accepts NULL. */
 void http_stop(http_server *s);
 
 #endif

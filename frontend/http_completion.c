@@ -94,9 +94,7 @@ prepare(http_exchange *x, api_error *error)
 {
     http_server *s = x->server;
     completion_request request;
-    char detail[256] = "";
-    if (!engine_ready(s->engine, detail, sizeof detail))
-        return api_error_set(error, 503, NULL, "not ready: %s", detail);
+    if (!http_ready(x, error)) return false;
     const bool good =
         completion_request_parse(&request, &s->limits, strbuf_text(&x->body), x->body.len, error);
     http_exchange_drop_body(x);

@@ -402,6 +402,39 @@ Test(http_stream, stops_with_requests_going_on)
     }
 }
 
+static void *
+stop_server(void *arg)
+{
+    http_stop(arg);
+    return NULL;
+}
+
+Test(http_stream, finishes_what_runs_and_refuses_what_comes_while_stopping)
+{
+    fixture f;
+    fixture_start(&f, (fake_engine_options){.held = true}, (http_config){.stop_grace_ms = 60000});
+    char *buf = new_buffer();
+    pthread_t stopper;
+    const int fd = fixture_post(&f, "{\"prompt\":\"a\",\"stream\":true}");
+    cr_assert(fake_engine_wait_submitted(f.engine, 1));
+    cr_assert_eq(pthread_create(&stopper, NULL, stop_server, f.server), 0);
+    long status = 200;
+    while (status == 200) {
+        http_reply r = http_call(f.url, "GET", "/health", NULL, NULL);
+        status = r.status;
+        http_reply_fini(&r);
+    }
+    cr_expect_eq(status, 503);
+    cJSON_Delete(fixture_json(&f, "/v1/completions", "{\"prompt\":\"a\"}", 503));
+    fake_engine_unhold(f.engine);
+    cr_expect(fixture_read_until(fd, buf, BUF_BYTES, "\"finish_reason\":\"length\""));
+    close(fd);
+    pthread_join(stopper, NULL);
+    f.server = NULL;
+    fixture_stop(&f);
+    free(buf);
+}
+
 Test(http_stream, tells_clients_if_the_engine_stops_first)
 {
     fixture f;
