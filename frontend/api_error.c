@@ -1,7 +1,6 @@
 #include "frontend/api_error.h"
 
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 

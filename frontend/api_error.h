@@ -8,6 +8,8 @@
 #ifndef MOE_FRONTEND_API_ERROR_H
 #define MOE_FRONTEND_API_ERROR_H
 
+#include <stdbool.h>
+
 #include "common/strbuf.h"
 
 #define API_ERROR_TEXT_MAX 512
@@ -22,7 +24,7 @@ typedef struct api_error {
 /* Describe an error, over whatever was there.  The message is cut to API_ERROR_TEXT_MAX - 1 bytes,
  * never inside a character.  Always returns false, so that a check can end with
  * `return api_error_set(...)`. */
-_Bool api_error_set(api_error *e, int status, const char *param, const char *fmt, ...)
+bool api_error_set(api_error *e, int status, const char *param, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* Append the error object's members: {"error":{...}} */
