@@ -1,0 +1,124 @@
+#include "expert_worker/compute.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "expert_worker/ffn.h"
+
+/* Dispatches looked at together: every micro-batch of every router. */
+#define VIEWS_MAX 64
+
+struct compute {
+    worker_end *exchange;
+    const kernel_table *kernels;
+    pool *pool;
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards store, ffn, stats; held while a group is computed */
+    expert_store *store;
+    ffn *ffn;
+    uint32_t row_max;
+    compute_stats stats;
+};
+
+static void
+serve_group(compute *c, const dispatch_view *views, uint32_t count)
+{
+    const uint64_t start = clock_now_ns();
+    const uint32_t status =
+        c->store == NULL ? WIRE_STATUS_NOT_HOSTED : ffn_run(c->ffn, c->store, views, count);
+    const uint64_t busy = clock_now_ns() - start;
+    for (uint32_t i = 0; i < count; i++) {
+        c->stats.rows += views[i].hdr.row_count;
+        worker_end_reply(c->exchange, &views[i], status, busy / count);
+    }
+    c->stats.dispatches += count;
+    c->stats.busy_ns += busy;
+}
+
+static void *
+compute_main(void *arg)
+{
+    compute *c = arg;
+    dispatch_view views[VIEWS_MAX];
+    while (worker_end_wait(c->exchange, 0)) {
+        const uint32_t count = worker_end_take(c->exchange, views, VIEWS_MAX);
+        if (count == 0) continue;
+        pthread_mutex_lock(&c->lock);
+        for (uint32_t i = 0, n; i < count; i += n) {
+            n = 1;
+            if (c->store != NULL && views[i].hdr.row_count > c->row_max) {
+                worker_end_reply(c->exchange, &views[i], WIRE_STATUS_REFUSED, 0);
+                continue;
+            }
+            if (c->store != NULL) n = ffn_group(c->ffn, views + i, count - i);
+            serve_group(c, views + i, n);
+        }
+        pthread_mutex_unlock(&c->lock);
+    }
+    return NULL;
+}
+
+moe_err
+compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, pool *p, errbuf *eb)
+{
+    *out = NULL;
+    compute *c = calloc(1, sizeof *c);
+    if (c == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    c->exchange = exchange;
+    c->kernels = kernels;
+    c->pool = p;
+    pthread_mutex_init(&c->lock, NULL);
+    if (pthread_create(&c->thread, NULL, compute_main, c) != 0) {
+        pthread_mutex_destroy(&c->lock);
+        free(c);
+        return err_set(eb, MOE_EIO, "can't start the compute thread");
+    }
+    pthread_setname_np(c->thread, "compute");
+    *out = c;
+    return MOE_OK;
+}
+
+void
+compute_stop(compute *c)
+{
+    if (c == NULL) return;
+    worker_end_stop(c->exchange);
+    pthread_join(c->thread, NULL);
+    pthread_mutex_destroy(&c->lock);
+    ffn_free(c->ffn);
+    expert_store_free(c->store);
+    free(c);
+}
+
+moe_err
+compute_load(compute *c, expert_store *store, uint32_t num_experts, uint32_t row_max, errbuf *eb)
+{
+    ffn *f;
+    const moe_err err = ffn_create(&f, c->kernels, c->pool, expert_store_layout(store), row_max,
+                                   VIEWS_MAX, num_experts);
+    if (err) return err_set(eb, err, "no memory for the buffers of %u rows", row_max);
+
+    pthread_mutex_lock(&c->lock);
+    expert_store *old_store = c->store;
+    ffn *old_ffn = c->ffn;
+    c->store = store;
+    c->ffn = f;
+    c->row_max = row_max;
+    c->stats.experts_hosted = expert_store_count(store);
+    c->stats.bytes_hosted = expert_store_bytes(store);
+    pthread_mutex_unlock(&c->lock);
+
+    expert_store_free(old_store);
+    ffn_free(old_ffn);
+    return MOE_OK;
+}
+
+void
+compute_get_stats(compute *c, compute_stats *out)
+{
+    pthread_mutex_lock(&c->lock);
+    *out = c->stats;
+    pthread_mutex_unlock(&c->lock);
+}

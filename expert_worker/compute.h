@@ -1,0 +1,38 @@
+/* compute: the thread that serves dispatches: take, feed-forward, reply.
+ *
+ * It groups whatever is queued for one layer and never waits for more.  It allocates nothing and
+ * makes no system call but futexes.
+ *
+ * Threads: load and stop from the control thread, one at a time; the getters from any.
+ */
+#ifndef MOE_EXPERT_WORKER_COMPUTE_H
+#define MOE_EXPERT_WORKER_COMPUTE_H
+
+#include "common/pool.h"
+#include "exchange/worker_end.h"
+#include "expert_worker/store.h"
+#include "kernels/table.h"
+
+typedef struct compute compute;
+
+typedef struct compute_stats {
+    uint64_t dispatches, rows, busy_ns;
+    uint32_t experts_hosted;
+    uint64_t bytes_hosted;
+} compute_stats;
+
+/* Start the thread.  All pointers are borrowed until stop.  Until a store is loaded, dispatches are
+ * answered WIRE_STATUS_NOT_HOSTED. */
+moe_err compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, pool *p,
+                      errbuf *eb);
+/* Calls worker_end_stop(), joins, frees the store.  Accepts NULL. */
+void compute_stop(compute *c);
+
+/* Use this store from the next group on; takes ownership and frees the one before.  row_max: rows
+ * of the largest dispatch (token_max * top_k). */
+moe_err compute_load(compute *c, expert_store *store, uint32_t num_experts, uint32_t row_max,
+                     errbuf *eb);
+
+void compute_get_stats(compute *c, compute_stats *out);
+
+#endif

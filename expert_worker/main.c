@@ -1,0 +1,154 @@
+/* conclave-worker: hosts experts. Parses options and wires modules. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/cpu.h"
+#include "common/flags.h"
+#include "common/log.h"
+#include "common/run_dir.h"
+#include "expert_worker/service.h"
+
+static worker_service *running;
+
+static void
+on_signal(int sig)
+{
+    (void)sig;
+    worker_service_stop(running);
+}
+
+typedef struct options {
+    const char *model, *run_dir, *dtype, *transport, *log_level;
+    int64_t worker_id, threads;
+} options;
+
+static int
+fail(const errbuf *eb)
+{
+    LOG_ERROR("worker", "%s", eb->text);
+    return 1;
+}
+
+static int
+serve(const options *o, const run_dir *run, errbuf *eb)
+{
+    const moe_dtype dtype = dtype_parse(o->dtype);
+    char control_url[RUN_URL_MAX], router_url[RUN_URL_MAX], link_url[RUN_URL_MAX];
+    run_dir_url(run, "worker", (uint32_t)o->worker_id, control_url);
+    run_dir_url(run, "router", 0, router_url);
+    if (o->transport[0] == 't')
+        snprintf(link_url, sizeof link_url, "tcp://127.0.0.1:0");
+    else
+        snprintf(link_url, sizeof link_url, "ipc://%s/link-w%lld", run->path,
+                 (long long)o->worker_id);
+
+    kernel_table kernels;
+    kernel_table_init(&kernels, cpu_flags());
+    checkpoint *ckpt = NULL;
+    pool *compute_pool = NULL, *load_pool = NULL;
+    worker_end *exchange = NULL;
+    compute *comp = NULL;
+    worker_service *service = NULL;
+    identity id;
+    const uint64_t incarnation = incarnation_draw();
+    int rc = 1;
+
+    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    if (err) goto done;
+    identity_init(&id, ckpt, &kernels, dtype, dtype, dtype);
+    err = pool_create(&compute_pool, (uint32_t)o->threads);
+    if (!err) err = pool_create(&load_pool, (uint32_t)o->threads);
+    if (err) {
+        err_set(eb, err, "can't start %lld threads (%s)", (long long)o->threads, moe_err_name(err));
+        goto done;
+    }
+    char part[16];
+    snprintf(part, sizeof part, "w%lld-", (long long)o->worker_id);
+    shm_objects_remove(run->id, part); /* of an earlier life that was killed */
+    err = worker_end_create(&exchange, run->id, (uint32_t)o->worker_id, incarnation, link_url, eb);
+    if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, eb);
+    if (!err)
+        err = worker_service_create(&service,
+                                    &(worker_service_config){.control_url = control_url,
+                                                             .router_url = router_url,
+                                                             .worker_id = (uint32_t)o->worker_id,
+                                                             .incarnation = incarnation,
+                                                             .dtype = dtype,
+                                                             .checkpoint = ckpt,
+                                                             .identity = &id,
+                                                             .exchange = exchange,
+                                                             .compute = comp,
+                                                             .load_pool = load_pool},
+                                    eb);
+    if (err) goto done;
+    LOG_INFO("worker", "started kernels=%s dtype=%s threads=%u", kernels.tier, dtype_name(dtype),
+             pool_size(compute_pool));
+
+    running = service;
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    err = worker_service_run(service, eb);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    rc = err ? 1 : 0;
+
+done:
+    if (err) fail(eb);
+    worker_service_free(service);
+    compute_stop(comp);
+    worker_end_free(exchange);
+    pool_free(load_pool);
+    pool_free(compute_pool);
+    checkpoint_close(ckpt);
+    return rc;
+}
+
+int
+main(int argc, char **argv)
+{
+    options o = {0};
+    const flag_spec specs[] = {
+        {"model", NULL, FLAG_STRING, &o.model, NULL, 0, 0, NULL, NULL, "checkpoint folder"},
+        {"run-dir", NULL, FLAG_STRING, &o.run_dir, "./run", 0, 0, NULL, NULL,
+         "folder of this fleet: sockets, logs, shared-memory names"},
+        {"worker-id", NULL, FLAG_INT, &o.worker_id, "0", 0, WORKER_MAX - 1, NULL, NULL,
+         "rank of this worker, unique in the fleet"},
+        {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, "f32|float32|bf16|bfloat16|int8", NULL,
+         "the experts' weights"},
+        {"exchange-transport", NULL, FLAG_CHOICE, &o.transport, "ipc", 0, 0, "ipc|tcp", NULL,
+         "what nng links of this worker run over"},
+        {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
+         "compute threads; 0 = all CPUs"},
+        {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
+         "what is logged"},
+    };
+    const size_t count = sizeof specs / sizeof specs[0];
+    flags f = {0};
+    errbuf eb = {{0}};
+    run_dir run;
+    moe_err err = flags_parse(&f, specs, count, argc, argv, &eb);
+    if (!err && f.help) {
+        flags_print_help(stdout, "conclave-worker --model DIR --run-dir DIR --worker-id N",
+                         "Hosts experts and computes their feed-forward.", specs, count);
+        flags_fini(&f);
+        return 0;
+    }
+    if (!err && f.word_count) err = err_set(&eb, MOE_EINVAL, "what is \"%s\"?", f.words[0]);
+    if (!err && o.model == NULL) err = err_set(&eb, MOE_EINVAL, "--model is missing");
+    if (!err) err = run_dir_open(&run, o.run_dir, &eb);
+    if (err) {
+        fprintf(stderr, "conclave-worker: %s\n", eb.text);
+        flags_fini(&f);
+        return 2;
+    }
+    log_level level = LOG_LEVEL_INFO;
+    char role[32];
+    snprintf(role, sizeof role, "worker-%lld", (long long)o.worker_id);
+    log_level_parse(o.log_level, &level);
+    log_init(role, level);
+    const int rc = serve(&o, &run, &eb);
+    flags_fini(&f);
+    return rc;
+}

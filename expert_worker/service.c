@@ -1,0 +1,356 @@
+#include "expert_worker/service.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/futex.h"
+#include "common/log.h"
+#include "proto/rpc.h"
+
+#define QUEUE_MAX 16
+#define REGISTER_TIMEOUT_MS 2000
+#define HEARTBEAT_DEFAULT_MS 250
+#define LOAD_MESSAGE_BYTES (16u << 20)
+
+typedef struct job {
+    bool attach; /* else load */
+    const void *request;
+    rpc_call *call;
+} job;
+
+struct worker_service {
+    worker_service_config config;
+    Conclave__Worker_Service rpc; /* first: handlers get it back as a ProtobufCService */
+    rpc_server *server;
+    rpc_client *router;
+    exchange_limits limits; /* this worker's view; micro_batch_max and token_max are the router's */
+    pthread_mutex_t lock;   /* guards queue */
+    job queue[QUEUE_MAX];
+    uint32_t queued;
+    _Atomic uint32_t bell; /* rung when something was queued, or to stop */
+    _Atomic bool stopping;
+    bool registered; /* presence thread only */
+    errbuf refusal;  /* why the router will not have us */
+    uint32_t heartbeat_ms;
+};
+
+static worker_service *
+self_of(Conclave__Worker_Service *rpc)
+{
+    return (worker_service *)(void *)((char *)rpc - offsetof(worker_service, rpc));
+}
+
+static void
+enqueue(worker_service *s, bool attach, const void *request, void *call)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool room = s->queued < QUEUE_MAX;
+    if (room) s->queue[s->queued++] = (job){attach, request, call};
+    pthread_mutex_unlock(&s->lock);
+    if (room)
+        futex_bump(&s->bell);
+    else
+        rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d control calls are queued already", QUEUE_MAX);
+}
+
+static void
+on_load(Conclave__Worker_Service *rpc, const Conclave__LoadRequest *request,
+        Conclave__LoadReply_Closure closure, void *data)
+{
+    (void)closure;
+    enqueue(self_of(rpc), false, request, data);
+}
+
+static void
+on_attach(Conclave__Worker_Service *rpc, const Conclave__AttachRequest *request,
+          Conclave__AttachReply_Closure closure, void *data)
+{
+    (void)closure;
+    enqueue(self_of(rpc), true, request, data);
+}
+
+static void
+on_stats(Conclave__Worker_Service *rpc, const Conclave__StatsRequest *request,
+         Conclave__WorkerStats_Closure closure, void *data)
+{
+    (void)request;
+    compute_stats stats;
+    compute_get_stats(self_of(rpc)->config.compute, &stats);
+    Conclave__WorkerStats reply = CONCLAVE__WORKER_STATS__INIT;
+    reply.dispatches = stats.dispatches;
+    reply.rows = stats.rows;
+    reply.busy_ns = stats.busy_ns;
+    reply.experts_hosted = stats.experts_hosted;
+    reply.bytes_hosted = stats.bytes_hosted;
+    closure(&reply, data);
+}
+
+static void
+on_drain(Conclave__Worker_Service *rpc, const Conclave__DrainRequest *request,
+         Conclave__DrainReply_Closure closure, void *data)
+{
+    (void)request;
+    Conclave__DrainReply reply = CONCLAVE__DRAIN_REPLY__INIT;
+    closure(&reply, data);
+    worker_service_stop(self_of(rpc));
+}
+
+static moe_err
+load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
+{
+    const model_config *config = checkpoint_config(s->config.checkpoint);
+    if (r->tp_ranks == 0 || r->tp_ranks > WORKER_MAX || r->tp_rank >= r->tp_ranks)
+        return err_set(eb, MOE_EINVAL, "rank %u of %u", r->tp_rank, r->tp_ranks);
+    if (r->row_max == 0 || r->row_max > EXCHANGE_TOKEN_MAX * MODEL_TOPK_MAX)
+        return err_set(eb, MOE_ERANGE, "row_max %u", r->row_max);
+
+    uint32_t begin, end;
+    expert_layout layout;
+    tp_slice(config->intermediate_size, r->tp_rank, r->tp_ranks, &begin, &end);
+    expert_layout_init(&layout, s->config.dtype, config, begin, end);
+    const uint64_t start = clock_now_ns();
+    expert_store *store;
+    moe_err err = expert_store_create(&store, s->config.checkpoint, &layout, r->experts,
+                                      (uint32_t)r->n_experts, s->config.load_pool, eb);
+    if (err) return err;
+    *bytes = expert_store_bytes(store);
+    err = compute_load(s->config.compute, store, config->num_experts, r->row_max, eb);
+    if (err) {
+        expert_store_free(store);
+        return err;
+    }
+    LOG_INFO("store", "experts loaded epoch=%llu experts=%zu slice=%u..%u bytes=%llu load_ms=%llu",
+             (unsigned long long)r->epoch, r->n_experts, begin, end, (unsigned long long)*bytes,
+             (unsigned long long)((clock_now_ns() - start) / NS_PER_MS));
+    return MOE_OK;
+}
+
+static moe_err
+copy_name(char *dst, size_t size, const char *src, const char *what, errbuf *eb)
+{
+    if (strlen(src) >= size)
+        return err_set(eb, MOE_EINVAL, "%s is longer than %zu bytes", what, size - 1);
+    memcpy(dst, src, strlen(src) + 1);
+    return MOE_OK;
+}
+
+static moe_err
+attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answer, errbuf *eb)
+{
+    attach_offer offer = {.router_id = r->router_id,
+                          .router_incarnation = r->router_incarnation,
+                          .backend = strcmp(r->backend, "shm") == 0 ? EXCHANGE_SHM : EXCHANGE_NNG};
+    offer.limits = (exchange_limits){.micro_batch_max = r->micro_batch_max,
+                                     .token_max = r->token_max,
+                                     .num_layers = r->num_layers,
+                                     .num_experts = r->num_experts,
+                                     .top_k = r->top_k,
+                                     .hidden = r->hidden,
+                                     .dtype = dtype_parse(r->dtype)};
+    if (offer.limits.dtype == DTYPE_COUNT)
+        return err_set(eb, MOE_EINVAL, "unknown dtype \"%.16s\"", r->dtype);
+    if (r->key.len != EXCHANGE_KEY_BYTES)
+        return err_set(eb, MOE_EINVAL, "a link key has %d bytes, this has %zu", EXCHANGE_KEY_BYTES,
+                       r->key.len);
+    memcpy(offer.key, r->key.data, EXCHANGE_KEY_BYTES);
+    moe_err err = copy_name(offer.rows_name, sizeof offer.rows_name, r->rows_name, "rows_name", eb);
+    if (!err)
+        err = copy_name(offer.link_name, sizeof offer.link_name, r->link_name, "link_name", eb);
+    if (!err) err = worker_end_attach(s->config.exchange, &s->limits, &offer, answer, eb);
+    if (!err) LOG_INFO("exchange", "link made router=%u backend=%s", r->router_id, r->backend);
+    return err;
+}
+
+static void
+run_job(worker_service *s, const job *j)
+{
+    errbuf eb = {{0}};
+    moe_err err;
+    if (j->attach) {
+        attach_answer answer = {{0}, {0}};
+        err = attach(s, j->request, &answer, &eb);
+        Conclave__AttachReply reply = CONCLAVE__ATTACH_REPLY__INIT;
+        reply.bell_name = answer.bell_name;
+        reply.url = answer.url;
+        if (!err) rpc_reply(j->call, &reply.base);
+    } else {
+        uint64_t bytes = 0;
+        err = load(s, j->request, &bytes, &eb);
+        Conclave__LoadReply reply = CONCLAVE__LOAD_REPLY__INIT;
+        reply.bytes_hosted = bytes;
+        if (!err) rpc_reply(j->call, &reply.base);
+    }
+    if (err) {
+        LOG_ERROR("control", "%s failed: %s", j->attach ? "attach" : "load", eb.text);
+        rpc_fail_err(j->call, err, &eb);
+    }
+}
+
+static bool
+take_job(worker_service *s, job *out)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool any = s->queued > 0;
+    if (any) {
+        *out = s->queue[0];
+        s->queued--;
+        memmove(s->queue, s->queue + 1, s->queued * sizeof s->queue[0]);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return any;
+}
+
+moe_err
+worker_service_create(worker_service **out, const worker_service_config *config, errbuf *eb)
+{
+    *out = NULL;
+    worker_service *s = calloc(1, sizeof *s);
+    if (s == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    const model_config *m = checkpoint_config(config->checkpoint);
+    s->config = *config;
+    s->heartbeat_ms = HEARTBEAT_DEFAULT_MS;
+    s->limits = (exchange_limits){.num_layers = m->num_layers,
+                                  .num_experts = m->num_experts,
+                                  .top_k = m->top_k,
+                                  .hidden = m->hidden_size,
+                                  .dtype = config->dtype};
+    s->rpc = (Conclave__Worker_Service)CONCLAVE__WORKER__INIT(on_);
+    pthread_mutex_init(&s->lock, NULL);
+    moe_err err = rpc_server_start(&s->server,
+                                   &(rpc_server_options){.url = config->control_url,
+                                                         .service = &s->rpc.base,
+                                                         .message_bytes_max = LOAD_MESSAGE_BYTES,
+                                                         .concurrency = QUEUE_MAX},
+                                   eb);
+    if (!err)
+        err = rpc_client_open(&s->router,
+                              &(rpc_client_options){.url = config->router_url,
+                                                    .service = &conclave__router__descriptor},
+                              eb);
+    if (err) {
+        worker_service_free(s);
+        return err;
+    }
+    *out = s;
+    return MOE_OK;
+}
+
+/* MOE_EMISMATCH and MOE_EPERM are final; anything else is tried again. */
+static moe_err
+register_worker(worker_service *s, errbuf *eb)
+{
+    const identity *id = s->config.identity;
+    Conclave__RegisterRequest request = CONCLAVE__REGISTER_REQUEST__INIT;
+    request.worker_id = s->config.worker_id;
+    request.incarnation = s->config.incarnation;
+    request.version = (char *)(uintptr_t)CONCLAVE_VERSION;
+    request.control_url = (char *)(uintptr_t)s->config.control_url;
+    request.host_id = (char *)(uintptr_t)id->host_id;
+    request.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
+    request.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;
+    request.pid = (uint32_t)getpid();
+
+    ProtobufCMessage *response;
+    rpc_status status;
+    const moe_err err =
+        rpc_call_sync(s->router, 1, &request.base, REGISTER_TIMEOUT_MS, &response, &status, eb);
+    if (err) {
+        if (status == RPC_FAILED_PRECONDITION) return err_set(eb, MOE_EMISMATCH, "%s", eb->text);
+        return status == RPC_PERMISSION_DENIED ? MOE_EPERM : MOE_EBUSY;
+    }
+    const Conclave__RegisterReply *reply = (const void *)response;
+    if (reply->heartbeat_ms >= 10 && reply->heartbeat_ms <= 60000)
+        s->heartbeat_ms = reply->heartbeat_ms;
+    rpc_response_free(response);
+    s->registered = true;
+    LOG_INFO("control", "registered with the router heartbeat_ms=%u", s->heartbeat_ms);
+    return MOE_OK;
+}
+
+static void
+heartbeat(worker_service *s)
+{
+    Conclave__HeartbeatRequest request = CONCLAVE__HEARTBEAT_REQUEST__INIT;
+    request.worker_id = s->config.worker_id;
+    request.incarnation = s->config.incarnation;
+    ProtobufCMessage *response;
+    const moe_err err =
+        rpc_call_sync(s->router, 2, &request.base, REGISTER_TIMEOUT_MS, &response, NULL, NULL);
+    if (err)
+        return; /* the router is away: the next heartbeat finds out whether it still knows us */
+    s->registered = ((const Conclave__HeartbeatReply *)(const void *)response)->known;
+    rpc_response_free(response);
+}
+
+/* Registration and heartbeats have a thread of their own, so that a long load does not look like a
+ * death. */
+static void *
+presence_main(void *arg)
+{
+    worker_service *s = arg;
+    errbuf *eb = &s->refusal;
+    while (!atomic_load(&s->stopping)) {
+        if (s->registered) {
+            heartbeat(s);
+        } else {
+            const moe_err err = register_worker(s, eb);
+            if (err == MOE_EMISMATCH || err == MOE_EPERM) {
+                LOG_ERROR("control", "the router refuses this worker: %s", eb->text);
+                worker_service_stop(s);
+                return eb;
+            }
+        }
+        const struct timespec pause = {.tv_sec = s->heartbeat_ms / 1000,
+                                       .tv_nsec = (long)(s->heartbeat_ms % 1000) * 1000000};
+        nanosleep(&pause, NULL);
+    }
+    return NULL;
+}
+
+moe_err
+worker_service_run(worker_service *s, errbuf *eb)
+{
+    pthread_t presence;
+    if (pthread_create(&presence, NULL, presence_main, s) != 0)
+        return err_set(eb, MOE_EIO, "can't start the heartbeat thread");
+    while (!atomic_load(&s->stopping)) {
+        const uint32_t seen = atomic_load(&s->bell);
+        job j;
+        while (take_job(s, &j)) {
+            run_job(s, &j);
+        }
+        if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, 0);
+    }
+    void *refused;
+    pthread_join(presence, &refused);
+    job left;
+    while (take_job(s, &left)) {
+        rpc_fail(left.call, RPC_UNAVAILABLE, "this worker is stopping");
+    }
+    if (refused != NULL) return err_set(eb, MOE_EMISMATCH, "%s", ((const errbuf *)refused)->text);
+    return MOE_OK;
+}
+
+void
+worker_service_stop(worker_service *s)
+{
+    atomic_store(&s->stopping, true);
+    futex_bump(&s->bell);
+}
+
+void
+worker_service_free(worker_service *s)
+{
+    if (s == NULL) return;
+    rpc_server_stop(s->server);
+    rpc_client_close(s->router);
+    job left;
+    while (take_job(s, &left)) {
+        rpc_fail(left.call, RPC_UNAVAILABLE, "this worker is stopping");
+    }
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}
