@@ -9,12 +9,13 @@
 #include "common/clock.h"
 #include "router/weights.h"
 
-#define HEAD_ROWS 64         /* logits computed at a time */
-#define ROWS_PER_ITEM 16     /* row operations, attention */
-#define TILES_PER_ITEM 8     /* products */
-#define GEMM_ROWS 256        /* rows of one product item */
-#define PARALLEL_MIN 500000u /* multiply-adds below which waking threads costs more than it gives  \
-                              */
+#define HEAD_ROWS 64     /* logits computed at a time */
+#define ROWS_PER_ITEM 16 /* row operations, attention */
+#define TILES_PER_ITEM 8 /* products */
+#define GEMM_ROWS 256    /* rows of one product item */
+#define PARALLEL_MIN                                                                               \
+    500000u /* multiply-adds below which waking threads costs more than it gives                   \
+             */
 
 /* The rows of one micro-batch: x rows [first, first + count).  In the last layer, wanted rows are
  * moved to the front of the range. */

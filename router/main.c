@@ -1,0 +1,268 @@
+/* conclave-router: attention, gating, sampling. Parses options and wires modules. */
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cpu.h"
+#include "common/flags.h"
+#include "common/log.h"
+#include "common/run_dir.h"
+#include "router/service.h"
+
+#define UPDATE_MS 100
+/* When nobody says how large the KV cache is: room for every sequence at full length, but no more
+ * than this. */
+#define KV_BYTES_DEFAULT ((size_t)1 << 30)
+#define MODEL_LEN_DEFAULT 4096u
+
+static membership *running;
+static _Atomic bool stopping;
+
+static void
+stop(void)
+{
+    atomic_store(&stopping, true);
+    membership_stop(running);
+}
+
+static void
+on_signal(int sig)
+{
+    (void)sig;
+    stop();
+}
+
+typedef struct options {
+    const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
+        *transport, *log_level;
+    int64_t router_id, workers, max_num_seqs, max_num_batched_tokens, max_model_len, num_kv_blocks,
+        micro_batches, threads, worker_timeout_ms;
+    bool print_run_id;
+} options;
+
+static transformer_config
+size_transformer(const options *o, const model_config *model)
+{
+    transformer_config c = {.expert_dtype = dtype_parse(o->dtype),
+                            .token_max = (uint32_t)o->max_num_batched_tokens,
+                            .seq_max = (uint32_t)o->max_num_seqs,
+                            .micro_batches = (uint32_t)o->micro_batches};
+    c.attn_dtype = strcmp(o->attn_dtype, "auto") == 0 ? c.expert_dtype : dtype_parse(o->attn_dtype);
+    if (strcmp(o->kv_dtype, "auto") == 0)
+        c.kv_dtype = c.attn_dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16;
+    else
+        c.kv_dtype = dtype_parse(o->kv_dtype);
+    c.max_model_len = (uint32_t)o->max_model_len;
+    if (c.max_model_len == 0)
+        c.max_model_len =
+            model->max_position < MODEL_LEN_DEFAULT ? model->max_position : MODEL_LEN_DEFAULT;
+    const uint32_t per_seq = (c.max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    c.kv_block_count = (uint32_t)o->num_kv_blocks;
+    if (c.kv_block_count == 0) {
+        const size_t block =
+            kv_block_bytes(c.kv_dtype, model->num_kv_heads, model->head_dim) * model->num_layers;
+        size_t count = (size_t)per_seq * c.seq_max;
+        if (count * block > KV_BYTES_DEFAULT) count = KV_BYTES_DEFAULT / block;
+        if (count < per_seq) count = per_seq;
+        c.kv_block_count = (uint32_t)count;
+    }
+    return c;
+}
+
+static int
+serve(const options *o, const run_dir *run, errbuf *eb)
+{
+    kernel_table kernels;
+    kernel_table_init(&kernels, cpu_flags());
+    char control_url[RUN_URL_MAX];
+    run_dir_url(run, "router", (uint32_t)o->router_id, control_url);
+    const uint64_t incarnation = incarnation_draw();
+    checkpoint *ckpt = NULL;
+    pool *threads = NULL;
+    transformer *tf = NULL;
+    router_end *exchange = NULL;
+    stepper *step = NULL;
+    router_service *service = NULL;
+    transformer_config sizes = {0};
+    identity id;
+
+    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    if (err) goto done;
+    const model_config *model = checkpoint_config(ckpt);
+    sizes = size_transformer(o, model);
+    if (sizes.max_model_len > model->max_position) {
+        err = err_set(eb, MOE_ERANGE, "--max-model-len %u: the model's context is %u tokens",
+                      sizes.max_model_len, model->max_position);
+        goto done;
+    }
+    err = pool_create(&threads, (uint32_t)o->threads);
+    if (err) {
+        err_set(eb, err, "can't start the compute threads (%s)", moe_err_name(err));
+        goto done;
+    }
+    identity_init(&id, ckpt, &kernels, sizes.expert_dtype, sizes.attn_dtype, sizes.kv_dtype);
+    err = transformer_create(&tf, ckpt, &kernels, threads, &sizes, eb);
+    if (err) goto done;
+    const exchange_limits limits = transformer_exchange_limits(tf);
+    char part[16];
+    snprintf(part, sizeof part, "r%lld-", (long long)o->router_id);
+    shm_objects_remove(run->id, part); /* of an earlier life that was killed */
+    err = router_end_create(&exchange, &limits, run->id, (uint32_t)o->router_id, incarnation, eb);
+    if (err) goto done;
+
+    const bool tp = strcmp(o->parallelism, "tp") == 0;
+    const exchange_choice choice = strcmp(o->exchange, "shm") == 0   ? EXCHANGE_ONLY_SHM
+                                   : strcmp(o->exchange, "nng") == 0 ? EXCHANGE_ONLY_NNG
+                                                                     : EXCHANGE_AUTO;
+    err =
+        membership_create(&running,
+                          &(membership_config){.worker_count = (uint32_t)o->workers,
+                                               .mode = tp ? WIRE_TP : WIRE_EP,
+                                               .exchange = choice,
+                                               .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,
+                                               .load_timeout_ms = 3600 * 1000,
+                                               .identity = &id,
+                                               .limits = limits,
+                                               .router_end = exchange,
+                                               .router_id = (uint32_t)o->router_id,
+                                               .router_incarnation = incarnation},
+                          eb);
+    if (err) goto done;
+    err = stepper_start(&step,
+                        &(stepper_config){.transformer = tf,
+                                          .membership = running,
+                                          .vocab_size = model->vocab_size,
+                                          .max_num_seqs = sizes.seq_max,
+                                          .max_num_batched_tokens = sizes.token_max,
+                                          .max_model_len = sizes.max_model_len,
+                                          .kv_block_count = sizes.kv_block_count,
+                                          .worker_timeout_ms = (uint32_t)o->worker_timeout_ms},
+                        eb);
+    if (err) goto done;
+    err = router_service_start(
+        &service,
+        &(router_service_config){.control_url = control_url,
+                                 .incarnation = incarnation,
+                                 .identity = &id,
+                                 .transformer = tf,
+                                 .membership = running,
+                                 .stepper = step,
+                                 .worker_count = (uint32_t)o->workers,
+                                 .kv_block_count = sizes.kv_block_count,
+                                 .max_num_seqs = sizes.seq_max,
+                                 .max_num_batched_tokens = sizes.token_max,
+                                 .max_model_len = sizes.max_model_len,
+                                 .heartbeat_ms = (uint32_t)o->worker_timeout_ms / 4,
+                                 .tensor_parallel = tp,
+                                 .on_drain = stop},
+        eb);
+    if (err) goto done;
+    LOG_INFO("router",
+             "started kernels=%s dtype=%s attn_dtype=%s kv_dtype=%s kv_blocks=%u max_model_len=%u "
+             "threads=%u",
+             kernels.tier, dtype_name(sizes.expert_dtype), dtype_name(sizes.attn_dtype),
+             dtype_name(sizes.kv_dtype), sizes.kv_block_count, sizes.max_model_len,
+             pool_size(threads));
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    while (!atomic_load(&stopping)) {
+        membership_update(running, UPDATE_MS);
+    }
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+
+done:
+    if (err) LOG_ERROR("router", "%s", eb->text);
+    router_service_stop(service); /* first: its handlers use what follows */
+    stepper_stop(step);
+    membership_free(running);
+    router_end_free(exchange);
+    transformer_free(tf);
+    pool_free(threads);
+    checkpoint_close(ckpt);
+    return err ? 1 : 0;
+}
+
+static const char dtype_choices[] = "f32|float32|bf16|bfloat16|int8";
+static const char auto_dtype_choices[] = "auto|f32|float32|bf16|bfloat16|int8";
+
+int
+main(int argc, char **argv)
+{
+    options o = {0};
+    const flag_spec specs[] = {
+        {"model", NULL, FLAG_STRING, &o.model, NULL, 0, 0, NULL, NULL, "checkpoint folder"},
+        {"run-dir", NULL, FLAG_STRING, &o.run_dir, "./run", 0, 0, NULL, NULL,
+         "folder of this fleet: sockets, logs, shared-memory names"},
+        {"router-id", NULL, FLAG_INT, &o.router_id, "0", 0, 0, NULL, NULL,
+         "rank of this router (one router in this version)"},
+        {"workers", NULL, FLAG_INT, &o.workers, "2", 1, WORKER_MAX, NULL, NULL,
+         "expert workers to wait for"},
+        {"parallelism", NULL, FLAG_CHOICE, &o.parallelism, "ep", 0, 0, "ep|tp", NULL,
+         "ep: whole experts on a worker; tp: a slice of every expert on every worker"},
+        {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, dtype_choices, NULL,
+         "the experts' weights"},
+        {"attn-dtype", NULL, FLAG_CHOICE, &o.attn_dtype, "auto", 0, 0, auto_dtype_choices, NULL,
+         "attention and head weights; auto = as --dtype"},
+        {"kv-cache-dtype", NULL, FLAG_CHOICE, &o.kv_dtype, "auto", 0, 0,
+         "auto|f32|float32|bf16|bfloat16", NULL,
+         "keys and values; auto = bf16, f32 for f32 weights"},
+        {"exchange", NULL, FLAG_CHOICE, &o.exchange, "auto", 0, 0, "auto|shm|nng", NULL,
+         "how rows travel; auto = shm for workers of this host"},
+        {"exchange-transport", NULL, FLAG_CHOICE, &o.transport, "ipc", 0, 0, "ipc|tcp", NULL,
+         "accepted for symmetry; workers choose what their nng links run over"},
+        {"max-num-seqs", NULL, FLAG_INT, &o.max_num_seqs, "32", 1, 65536, NULL, "sequences",
+         "most sequences in one step"},
+        {"max-num-batched-tokens", NULL, FLAG_INT, &o.max_num_batched_tokens, "2048", 1,
+         EXCHANGE_TOKEN_MAX, NULL, "tokens", "most tokens in one step"},
+        {"max-model-len", NULL, FLAG_INT, &o.max_model_len, "0", 0, MODEL_POSITION_MAX, NULL,
+         "tokens", "longest prompt and output together; 0 = the model's, at most 4096"},
+        {"num-kv-blocks", "num-gpu-blocks-override", FLAG_INT, &o.num_kv_blocks, "0", 0, 1 << 30,
+         NULL, "blocks of 16 tokens",
+         "size of the KV cache; 0 = full length for all, at most 1 GiB"},
+        {"micro-batches", NULL, FLAG_INT, &o.micro_batches, "1", 1, MICRO_BATCH_MAX, NULL, NULL,
+         "ping-pong pipeline of attention and experts"},
+        {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
+         "compute threads; 0 = all CPUs"},
+        {"worker-timeout-ms", NULL, FLAG_INT, &o.worker_timeout_ms, "30000", 100, 3600000, NULL,
+         "ms", "a worker that is silent for so long is given up"},
+        {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
+         "what is logged"},
+        {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,
+         "print the 16 digits that shared-memory names of --run-dir carry, and exit"},
+    };
+    const size_t count = sizeof specs / sizeof specs[0];
+    flags f = {0};
+    errbuf eb = {{0}};
+    run_dir run;
+    moe_err err = flags_parse(&f, specs, count, argc, argv, &eb);
+    if (!err && f.help) {
+        flags_print_help(
+            stdout, "conclave-router --model DIR --run-dir DIR --workers N",
+            "Runs attention and gating, holds the KV cache, sends rows to the workers.", specs,
+            count);
+        flags_fini(&f);
+        return 0;
+    }
+    if (!err && f.word_count) err = err_set(&eb, MOE_EINVAL, "what is \"%s\"?", f.words[0]);
+    if (!err) err = run_dir_open(&run, o.run_dir, &eb);
+    if (!err && !o.print_run_id && o.model == NULL)
+        err = err_set(&eb, MOE_EINVAL, "--model is missing");
+    int rc = 2;
+    if (err) {
+        fprintf(stderr, "conclave-router: %s\n", eb.text);
+    } else if (o.print_run_id) {
+        printf("%s\n", run.id);
+        rc = 0;
+    } else {
+        log_level level = LOG_LEVEL_INFO;
+        log_level_parse(o.log_level, &level);
+        log_init("router-0", level);
+        rc = serve(&o, &run, &eb);
+    }
+    flags_fini(&f);
+    return rc;
+}

@@ -1,0 +1,378 @@
+#include "router/membership.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/futex.h"
+#include "common/log.h"
+#include "proto/rpc.h"
+
+#define ATTACH_TIMEOUT_MS 10000
+#define LOAD_MESSAGE_BYTES (16u << 20)
+
+typedef enum worker_state { ABSENT, REGISTERED, LOADING, READY, LOST } worker_state;
+
+static const char *const state_names[] = {"absent", "registered", "loading", "ready", "lost"};
+
+typedef struct worker {
+    worker_state state;
+    bool linked; /* the router end has this index in use */
+    uint64_t incarnation;
+    uint64_t last_seen_ns;
+    uint32_t pid, experts_hosted;
+    uint64_t bytes_hosted;
+    exchange_backend backend;
+    char control_url[RPC_URL_MAX];
+} worker;
+
+struct membership {
+    membership_config config;
+    pthread_mutex_t lock; /* guards workers[].state .. control_url, ready, epoch */
+    pthread_mutex_t
+        links; /* held by a step, and by update() while it changes links; taken before `lock` */
+    _Atomic uint32_t bell;
+    _Atomic bool stopping;
+    bool ready;
+    uint64_t epoch;
+    uint32_t *expert_worker; /* [L][E] */
+    uint32_t *load_ids;      /* scratch of the control thread: [L * E] */
+    worker workers[WORKER_MAX];
+};
+
+moe_err
+membership_create(membership **out, const membership_config *config, errbuf *eb)
+{
+    *out = NULL;
+    if (config->worker_count == 0 || config->worker_count > WORKER_MAX)
+        return err_set(eb, MOE_ERANGE, "a cell has 1 to %d workers, not %u", WORKER_MAX,
+                       config->worker_count);
+    membership *m = calloc(1, sizeof *m);
+    if (m == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    m->config = *config;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->links, NULL);
+    const size_t experts = (size_t)config->limits.num_layers * config->limits.num_experts;
+    m->expert_worker = malloc(experts * sizeof *m->expert_worker);
+    m->load_ids = malloc(experts * sizeof *m->load_ids);
+    if (m->expert_worker == NULL || m->load_ids == NULL) {
+        membership_free(m);
+        return err_set(eb, MOE_ENOMEM, "out of memory");
+    }
+    /* Linear placement: experts 0..E-1 in runs of equal length; with more workers than experts some
+     * host nothing. */
+    for (size_t i = 0; i < experts; i++) {
+        const uint64_t e = i % config->limits.num_experts;
+        m->expert_worker[i] = (uint32_t)(e * config->worker_count / config->limits.num_experts);
+    }
+    *out = m;
+    return MOE_OK;
+}
+
+void
+membership_free(membership *m)
+{
+    if (m == NULL) return;
+    for (uint32_t w = 0; w < m->config.worker_count; w++) {
+        if (m->workers[w].linked) router_end_drop(m->config.router_end, w);
+    }
+    pthread_mutex_destroy(&m->lock);
+    pthread_mutex_destroy(&m->links);
+    free(m->expert_worker);
+    free(m->load_ids);
+    free(m);
+}
+
+moe_err
+membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf *eb)
+{
+    char peer[32];
+    snprintf(peer, sizeof peer, "worker %u", r->worker_id);
+    if (r->worker_id >= m->config.worker_count)
+        return err_set(eb, MOE_ERANGE, "%s: this cell has workers 0 to %u", peer,
+                       m->config.worker_count - 1);
+    moe_err err = identity_check(m->config.identity, peer, r->version, r->model, r->numeric, eb);
+    if (err) {
+        LOG_WARN("membership", "refused: %s", eb->text);
+        return err;
+    }
+    const bool same_host = strcmp(r->host_id, m->config.identity->host_id) == 0;
+    if (m->config.exchange == EXCHANGE_ONLY_SHM && !same_host)
+        return err_set(eb, MOE_EMISMATCH, "%s is on another host, but --exchange is shm", peer);
+    if (strlen(r->control_url) >= RPC_URL_MAX)
+        return err_set(eb, MOE_EINVAL, "%s: control_url is longer than %d bytes", peer,
+                       RPC_URL_MAX - 1);
+
+    const uint64_t now = clock_now_ns();
+    pthread_mutex_lock(&m->lock);
+    worker *w = &m->workers[r->worker_id];
+    const bool alive = w->state != ABSENT && w->state != LOST && w->incarnation != r->incarnation &&
+                       now - w->last_seen_ns < m->config.worker_timeout_ms * NS_PER_MS;
+    if (alive) {
+        err = err_set(eb, MOE_EBUSY, "%s (pid %u) is alive already", peer, w->pid);
+    } else if (w->incarnation != r->incarnation || w->state == LOST || w->state == ABSENT) {
+        if (w->linked) router_end_give_up(m->config.router_end, r->worker_id);
+        w->state = REGISTERED;
+        w->incarnation = r->incarnation;
+        w->pid = r->pid;
+        w->experts_hosted = 0;
+        w->bytes_hosted = 0;
+        w->backend =
+            m->config.exchange == EXCHANGE_ONLY_NNG || !same_host ? EXCHANGE_NNG : EXCHANGE_SHM;
+        snprintf(w->control_url, sizeof w->control_url, "%s", r->control_url);
+        m->ready = false;
+    }
+    if (!err) w->last_seen_ns = now;
+    pthread_mutex_unlock(&m->lock);
+    if (!err) futex_bump(&m->bell);
+    return err;
+}
+
+bool
+membership_on_heartbeat(membership *m, uint32_t id, uint64_t incarnation)
+{
+    if (id >= m->config.worker_count) return false;
+    pthread_mutex_lock(&m->lock);
+    worker *w = &m->workers[id];
+    const bool known = w->incarnation == incarnation && w->state != ABSENT && w->state != LOST;
+    if (known) w->last_seen_ns = clock_now_ns();
+    pthread_mutex_unlock(&m->lock);
+    return known;
+}
+
+static moe_err
+send_load(membership *m, rpc_client *client, uint32_t id, worker *result, errbuf *eb)
+{
+    const exchange_limits *l = &m->config.limits;
+    Conclave__LoadRequest load = CONCLAVE__LOAD_REQUEST__INIT;
+    const bool tp = m->config.mode == WIRE_TP;
+    size_t count = 0;
+    for (size_t i = 0; i < (size_t)l->num_layers * l->num_experts; i++) {
+        if (tp || m->expert_worker[i] == id) m->load_ids[count++] = (uint32_t)i;
+    }
+    load.epoch = m->epoch + 1;
+    load.tp_rank = tp ? id : 0;
+    load.tp_ranks = tp ? m->config.worker_count : 1;
+    load.row_max = l->token_max * l->top_k;
+    load.n_experts = count;
+    load.experts = m->load_ids;
+    ProtobufCMessage *response;
+    const moe_err err =
+        rpc_call_sync(client, 0, &load.base, m->config.load_timeout_ms, &response, NULL, eb);
+    if (err) return err;
+    result->bytes_hosted = ((const Conclave__LoadReply *)(const void *)response)->bytes_hosted;
+    result->experts_hosted = (uint32_t)count;
+    rpc_response_free(response);
+    return MOE_OK;
+}
+
+static moe_err
+make_link(membership *m, rpc_client *client, uint32_t id, const worker *w, errbuf *eb)
+{
+    attach_offer offer;
+    moe_err err =
+        router_end_prepare(m->config.router_end, id, w->incarnation, w->backend, &offer, eb);
+    if (err) return err;
+
+    Conclave__AttachRequest request = CONCLAVE__ATTACH_REQUEST__INIT;
+    request.router_id = offer.router_id;
+    request.router_incarnation = offer.router_incarnation;
+    request.backend = (char *)(uintptr_t)(offer.backend == EXCHANGE_SHM ? "shm" : "nng");
+    request.rows_name = offer.rows_name;
+    request.link_name = offer.link_name;
+    request.key = (ProtobufCBinaryData){EXCHANGE_KEY_BYTES, offer.key};
+    request.micro_batch_max = offer.limits.micro_batch_max;
+    request.token_max = offer.limits.token_max;
+    request.num_layers = offer.limits.num_layers;
+    request.num_experts = offer.limits.num_experts;
+    request.top_k = offer.limits.top_k;
+    request.hidden = offer.limits.hidden;
+    request.dtype = (char *)(uintptr_t)dtype_name(offer.limits.dtype);
+
+    ProtobufCMessage *response;
+    err = rpc_call_sync(client, 1, &request.base, ATTACH_TIMEOUT_MS, &response, NULL, eb);
+    if (err) return err;
+    const Conclave__AttachReply *reply = (const void *)response;
+    attach_answer answer = {{0}, {0}};
+    if (strlen(reply->bell_name) >= sizeof answer.bell_name ||
+        strlen(reply->url) >= sizeof answer.url) {
+        err = err_set(eb, MOE_EINVAL, "its answer to Attach holds an overlong name");
+    } else {
+        memcpy(answer.bell_name, reply->bell_name, strlen(reply->bell_name) + 1);
+        memcpy(answer.url, reply->url, strlen(reply->url) + 1);
+        err = router_end_complete(m->config.router_end, id, &answer, ATTACH_TIMEOUT_MS, eb);
+    }
+    rpc_response_free(response);
+    return err;
+}
+
+/* Everything a registered worker needs before steps may use it.  Control thread. */
+static void
+bring_up(membership *m, uint32_t id)
+{
+    pthread_mutex_lock(&m->lock);
+    worker copy = m->workers[id];
+    m->workers[id].state = LOADING;
+    pthread_mutex_unlock(&m->lock);
+
+    errbuf eb = {{0}};
+    rpc_client *client = NULL;
+    moe_err err = rpc_client_open(&client,
+                                  &(rpc_client_options){.url = copy.control_url,
+                                                        .service = &conclave__worker__descriptor,
+                                                        .message_bytes_max = LOAD_MESSAGE_BYTES},
+                                  &eb);
+    if (!err) err = send_load(m, client, id, &copy, &eb);
+    pthread_mutex_lock(&m->links);
+    if (copy.linked) router_end_drop(m->config.router_end, id);
+    bool linked = false;
+    if (!err) {
+        linked = true;
+        err = make_link(m, client, id, &copy, &eb);
+        if (err) router_end_drop(m->config.router_end, id), linked = false;
+    }
+    pthread_mutex_unlock(&m->links);
+    rpc_client_close(client);
+
+    pthread_mutex_lock(&m->lock);
+    worker *w = &m->workers[id];
+    w->linked = linked;
+    if (w->incarnation == copy.incarnation && w->state == LOADING) {
+        w->state = err ? LOST : READY; /* LOST: its next heartbeat makes it register again */
+        w->bytes_hosted = copy.bytes_hosted;
+        w->experts_hosted = copy.experts_hosted;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (err)
+        LOG_ERROR("membership", "worker %u could not be brought up: %s", id, eb.text);
+    else
+        LOG_INFO("membership", "worker ready worker=%u backend=%s experts=%u", id,
+                 copy.backend == EXCHANGE_SHM ? "shm" : "nng", copy.experts_hosted);
+}
+
+/* Mark silent workers as lost; returns true if all are READY. */
+static bool
+check_workers(membership *m, bool *all_registered)
+{
+    const uint64_t now = clock_now_ns();
+    bool all_ready = true;
+    *all_registered = true;
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+        worker *w = &m->workers[id];
+        if ((w->state == READY || w->state == REGISTERED) &&
+            now - w->last_seen_ns > m->config.worker_timeout_ms * NS_PER_MS) {
+            LOG_WARN("membership", "worker lost: no heartbeat worker=%u pid=%u", id, w->pid);
+            w->state = LOST;
+            if (w->linked) router_end_give_up(m->config.router_end, id);
+        }
+        if (w->state != READY) all_ready = false;
+        if (w->state == ABSENT || w->state == LOST) *all_registered = false;
+    }
+    if (all_ready && !m->ready) {
+        m->epoch++;
+        LOG_INFO("membership", "all experts are hosted workers=%u epoch=%llu",
+                 m->config.worker_count, (unsigned long long)m->epoch);
+    }
+    m->ready = all_ready;
+    pthread_mutex_unlock(&m->lock);
+    return all_ready;
+}
+
+void
+membership_update(membership *m, uint32_t wait_ms)
+{
+    const uint32_t seen = atomic_load(&m->bell);
+    bool all_registered;
+    if (!check_workers(m, &all_registered) && all_registered) {
+        for (uint32_t id = 0; id < m->config.worker_count && !atomic_load(&m->stopping); id++) {
+            pthread_mutex_lock(&m->lock);
+            const bool fresh = m->workers[id].state == REGISTERED;
+            pthread_mutex_unlock(&m->lock);
+            if (fresh) bring_up(m, id);
+        }
+        check_workers(m, &all_registered);
+    }
+    if (!atomic_load(&m->stopping))
+        futex_wait_change(&m->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
+}
+
+void
+membership_stop(membership *m)
+{
+    atomic_store(&m->stopping, true);
+    futex_bump(&m->bell);
+}
+
+bool
+membership_enter(membership *m, expert_fleet *out)
+{
+    pthread_mutex_lock(&m->links);
+    pthread_mutex_lock(&m->lock);
+    const bool ready = m->ready;
+    *out = (expert_fleet){.exchange = m->config.router_end,
+                          .mode = m->config.mode,
+                          .worker_count = m->config.worker_count,
+                          .expert_worker = m->expert_worker,
+                          .epoch = m->epoch};
+    pthread_mutex_unlock(&m->lock);
+    if (!ready) pthread_mutex_unlock(&m->links);
+    return ready;
+}
+
+void
+membership_leave(membership *m)
+{
+    pthread_mutex_unlock(&m->links);
+}
+
+void
+membership_lost(membership *m, uint32_t id)
+{
+    if (id >= m->config.worker_count) return;
+    pthread_mutex_lock(&m->lock);
+    m->workers[id].state = LOST;
+    m->ready = false;
+    pthread_mutex_unlock(&m->lock);
+    router_end_give_up(m->config.router_end, id);
+    futex_bump(&m->bell);
+}
+
+void
+membership_get_status(membership *m, membership_status *out)
+{
+    pthread_mutex_lock(&m->lock);
+    *out = (membership_status){.ready = m->ready, .epoch = m->epoch};
+    uint32_t missing = UINT32_MAX;
+    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+        if (m->workers[id].state == READY)
+            out->workers_ready++;
+        else if (missing == UINT32_MAX)
+            missing = id;
+    }
+    if (m->ready)
+        snprintf(out->detail, sizeof out->detail, "ready");
+    else if (missing == UINT32_MAX)
+        snprintf(out->detail, sizeof out->detail, "starting");
+    else
+        snprintf(out->detail, sizeof out->detail, "%u of %u workers are ready; worker %u is %s",
+                 out->workers_ready, m->config.worker_count, missing,
+                 state_names[m->workers[missing].state]);
+    pthread_mutex_unlock(&m->lock);
+}
+
+worker_status
+membership_worker(membership *m, uint32_t id)
+{
+    pthread_mutex_lock(&m->lock);
+    const worker *w = &m->workers[id];
+    const worker_status status = {.pid = w->pid,
+                                  .experts_hosted = w->experts_hosted,
+                                  .bytes_hosted = w->bytes_hosted,
+                                  .state = state_names[w->state],
+                                  .backend = w->backend == EXCHANGE_SHM ? "shm" : "nng"};
+    pthread_mutex_unlock(&m->lock);
+    return status;
+}

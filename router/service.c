@@ -1,0 +1,157 @@
+#include "router/service.h"
+
+#include <stdlib.h>
+
+#include "proto/rpc.h"
+
+#define MESSAGE_BYTES_MAX (64u << 20)
+
+struct router_service {
+    router_service_config config;
+    Conclave__Router_Service rpc;
+    rpc_server *server;
+};
+
+static router_service *
+self_of(Conclave__Router_Service *rpc)
+{
+    return (router_service *)(void *)((char *)rpc - offsetof(router_service, rpc));
+}
+
+static void
+on_health(Conclave__Router_Service *rpc, const Conclave__HealthRequest *request,
+          Conclave__HealthReply_Closure closure, void *data)
+{
+    (void)request;
+    const router_service_config *c = &self_of(rpc)->config;
+    membership_status status;
+    membership_get_status(c->membership, &status);
+    Conclave__HealthReply reply = CONCLAVE__HEALTH_REPLY__INIT;
+    reply.ready = status.ready;
+    reply.detail = status.detail;
+    reply.incarnation = c->incarnation;
+    reply.version = (char *)(uintptr_t)CONCLAVE_VERSION;
+    reply.model = (Conclave__ModelIdentity *)(uintptr_t)&c->identity->model;
+    reply.numeric = (Conclave__NumericClass *)(uintptr_t)&c->identity->numeric;
+    reply.kv_block_count = c->kv_block_count;
+    reply.kv_block_tokens = KV_BLOCK_TOKENS;
+    reply.max_num_seqs = c->max_num_seqs;
+    reply.max_num_batched_tokens = c->max_num_batched_tokens;
+    reply.max_model_len = c->max_model_len;
+    reply.worker_count = c->worker_count;
+    reply.workers_ready = status.workers_ready;
+    reply.parallelism = (char *)(uintptr_t)(c->tensor_parallel ? "tp" : "ep");
+    reply.epoch = status.epoch;
+    closure(&reply, data);
+}
+
+static void
+on_register_worker(Conclave__Router_Service *rpc, const Conclave__RegisterRequest *request,
+                   Conclave__RegisterReply_Closure closure, void *data)
+{
+    const router_service_config *c = &self_of(rpc)->config;
+    errbuf eb = {{0}};
+    const moe_err err = membership_on_register(c->membership, request, &eb);
+    if (err == MOE_EMISMATCH || err == MOE_ERANGE) {
+        rpc_fail(data, RPC_FAILED_PRECONDITION, "%s", eb.text);
+        return;
+    }
+    if (err) {
+        rpc_fail_err(data, err, &eb);
+        return;
+    }
+    Conclave__RegisterReply reply = CONCLAVE__REGISTER_REPLY__INIT;
+    reply.heartbeat_ms = c->heartbeat_ms;
+    reply.router_incarnation = c->incarnation;
+    closure(&reply, data);
+}
+
+static void
+on_heartbeat(Conclave__Router_Service *rpc, const Conclave__HeartbeatRequest *request,
+             Conclave__HeartbeatReply_Closure closure, void *data)
+{
+    Conclave__HeartbeatReply reply = CONCLAVE__HEARTBEAT_REPLY__INIT;
+    reply.known = membership_on_heartbeat(self_of(rpc)->config.membership, request->worker_id,
+                                          request->incarnation);
+    closure(&reply, data);
+}
+
+static void
+on_step(Conclave__Router_Service *rpc, const Conclave__StepRequest *request,
+        Conclave__StepReply_Closure closure, void *data)
+{
+    (void)closure; /* the step thread answers */
+    stepper_submit(self_of(rpc)->config.stepper, request, data);
+}
+
+static void
+on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
+         Conclave__RouterStats_Closure closure, void *data)
+{
+    (void)request;
+    const router_service_config *c = &self_of(rpc)->config;
+    stepper_stats stats;
+    stepper_get_stats(c->stepper, &stats);
+    Conclave__RouterStats reply = CONCLAVE__ROUTER_STATS__INIT;
+    reply.steps = stats.steps;
+    reply.tokens = stats.tokens;
+    reply.step_ns = stats.step_ns;
+    reply.expert_wait_ns = stats.expert_wait_ns;
+
+    Conclave__WorkerStatus workers[WORKER_MAX], *pointers[WORKER_MAX];
+    for (uint32_t id = 0; id < c->worker_count; id++) {
+        const worker_status w = membership_worker(c->membership, id);
+        conclave__worker_status__init(&workers[id]);
+        workers[id].worker_id = id;
+        workers[id].pid = w.pid;
+        workers[id].state = (char *)(uintptr_t)w.state;
+        workers[id].backend = (char *)(uintptr_t)w.backend;
+        workers[id].experts_hosted = w.experts_hosted;
+        workers[id].bytes_hosted = w.bytes_hosted;
+        pointers[id] = &workers[id];
+    }
+    reply.n_workers = c->worker_count;
+    reply.workers = pointers;
+    closure(&reply, data);
+}
+
+static void
+on_drain(Conclave__Router_Service *rpc, const Conclave__DrainRequest *request,
+         Conclave__DrainReply_Closure closure, void *data)
+{
+    (void)request;
+    Conclave__DrainReply reply = CONCLAVE__DRAIN_REPLY__INIT;
+    closure(&reply, data);
+    self_of(rpc)->config.on_drain();
+}
+
+moe_err
+router_service_start(router_service **out, const router_service_config *config, errbuf *eb)
+{
+    *out = NULL;
+    router_service *s = calloc(1, sizeof *s);
+    if (s == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    s->config = *config;
+    s->rpc = (Conclave__Router_Service)CONCLAVE__ROUTER__INIT(on_);
+    const moe_err err =
+        rpc_server_start(&s->server,
+                         &(rpc_server_options){.url = config->control_url,
+                                               .service = &s->rpc.base,
+                                               .message_bytes_max = MESSAGE_BYTES_MAX,
+                                               .concurrency = 16},
+                         eb);
+    if (err) {
+        free(s);
+        return err;
+    }
+    *out = s;
+    return MOE_OK;
+}
+
+void
+router_service_stop(router_service *s)
+{
+    if (s == NULL) return;
+    rpc_server_stop(s->server);
+    free(s);
+}

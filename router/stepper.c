@@ -1,0 +1,454 @@
+#include "router/stepper.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/futex.h"
+#include "common/log.h"
+#include "router/sampler.h"
+
+#define QUEUE_MAX 2 /* steps in flight */
+#define STOP_TOKENS_MAX 64
+#define BIAS_MAX 1024
+
+/* One running sequence. */
+typedef struct seq_slot {
+    bool used;
+    uint32_t prompt_len;
+    uint32_t known;    /* tokens in history: positions 0 .. known-1 are filled */
+    uint32_t *history; /* [max_model_len] */
+    uint32_t *blocks;  /* [blocks_max] */
+    uint32_t block_count;
+    sampling_params params; /* its arrays point into the fields below */
+    int32_t num_logprobs;
+    uint32_t stop_ids[STOP_TOKENS_MAX];
+    uint32_t bias_ids[BIAS_MAX];
+    double bias_values[BIAS_MAX];
+} seq_slot;
+
+/* Reply parts of one step, sized for the limits. */
+typedef struct reply_store {
+    Conclave__SeqResult *results;              /* [max_num_seqs] */
+    Conclave__SeqResult **pointers;            /* [max_num_seqs] */
+    Conclave__TokenLogprobs *logprobs;         /* [max_num_seqs + max_num_batched_tokens] */
+    Conclave__TokenLogprobs **prompt_pointers; /* [max_num_batched_tokens] */
+    uint32_t *top_ids;                         /* as logprobs, x SAMPLER_TOP_MAX */
+    double *top_values;
+    uint32_t logprob_count, prompt_count;
+} reply_store;
+
+struct stepper {
+    stepper_config config;
+    uint32_t blocks_max; /* of one sequence */
+    seq_slot *slots;     /* [max_num_seqs] */
+    uint32_t *history_memory, *block_memory;
+    sampler *sampler;
+    step_seq *seqs; /* [max_num_seqs] */
+    bool *slot_seen;
+    reply_store reply;
+    const Conclave__StepRequest *request; /* the step being run */
+    uint64_t last_step;
+
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards queue and stats */
+    struct {
+        const Conclave__StepRequest *request;
+        rpc_call *call;
+    } queue[QUEUE_MAX];
+    uint32_t queued;
+    _Atomic uint32_t bell;
+    _Atomic bool stopping;
+    stepper_stats stats;
+};
+
+/* ---- checking a request, and applying it to the slots ---- */
+
+static moe_err
+check_sampling(const Conclave__Sampling *p, errbuf *eb)
+{
+    if (p == NULL) return err_set(eb, MOE_EINVAL, "init without sampling parameters");
+    if (p->n_stop_token_ids > STOP_TOKENS_MAX || p->n_bias_ids > BIAS_MAX ||
+        p->n_bias_ids != p->n_bias_values)
+        return err_set(eb, MOE_EINVAL,
+                       "%zu stop tokens, %zu and %zu bias entries: too many, or uneven",
+                       p->n_stop_token_ids, p->n_bias_ids, p->n_bias_values);
+    if (!isfinite(p->temperature) || !isfinite(p->top_p) || !isfinite(p->min_p) ||
+        p->num_logprobs > (int32_t)SAMPLER_TOP_MAX)
+        return err_set(eb, MOE_EINVAL,
+                       "a sampling parameter is not finite, or num_logprobs %d is above %u",
+                       p->num_logprobs, SAMPLER_TOP_MAX);
+    return MOE_OK;
+}
+
+static moe_err
+check_blocks(const stepper *s, const Conclave__SeqWork *w, const seq_slot *slot, errbuf *eb)
+{
+    const uint32_t have = w->init ? 0 : slot->block_count;
+    if (w->n_blocks > 0 && (w->block_start > have || w->n_blocks > s->blocks_max - w->block_start))
+        return err_set(eb, MOE_EINVAL,
+                       "slot %u: %zu blocks from index %u on do not follow %u known ones", w->slot,
+                       w->n_blocks, w->block_start, have);
+    for (size_t i = 0; i < w->n_blocks; i++) {
+        if (w->blocks[i] >= s->config.kv_block_count)
+            return err_set(eb, MOE_EINVAL, "slot %u: block %u is not below %u", w->slot,
+                           w->blocks[i], s->config.kv_block_count);
+    }
+    const uint64_t covered = w->n_blocks > 0 ? w->block_start + w->n_blocks : have;
+    const uint64_t end = (uint64_t)w->start_pos + w->n_tokens;
+    if (end > s->config.max_model_len || covered * KV_BLOCK_TOKENS < end)
+        return err_set(eb, MOE_EINVAL, "slot %u: %llu blocks do not cover positions up to %llu",
+                       w->slot, (unsigned long long)covered, (unsigned long long)end);
+    return MOE_OK;
+}
+
+static moe_err
+check_work(const stepper *s, const Conclave__SeqWork *w, errbuf *eb)
+{
+    if (w->slot >= s->config.max_num_seqs)
+        return err_set(eb, MOE_EINVAL, "slot %u is not below %u", w->slot, s->config.max_num_seqs);
+    if (s->slot_seen[w->slot]) return err_set(eb, MOE_EINVAL, "slot %u is named twice", w->slot);
+    const seq_slot *slot = &s->slots[w->slot];
+    if (w->token_is_last_sampled || w->n_tokens == 0)
+        return err_set(eb, MOE_EINVAL, "slot %u: work without tokens", w->slot);
+    if (w->init != NULL) {
+        const moe_err err = check_sampling(w->init->sampling, eb);
+        if (err) return err;
+        if (w->init->n_cached_tokens != w->start_pos ||
+            w->init->prompt_len > s->config.max_model_len)
+            return err_set(eb, MOE_EINVAL, "slot %u: %zu cached tokens, but the work starts at %u",
+                           w->slot, w->init->n_cached_tokens, w->start_pos);
+    } else if (!slot->used || w->start_pos != slot->known) {
+        return err_set(eb, MOE_EINVAL, "slot %u: work at position %u, but %u are known", w->slot,
+                       w->start_pos, slot->used ? slot->known : 0);
+    }
+    if (w->has_next_token && w->next_token >= s->config.vocab_size)
+        return err_set(eb, MOE_EINVAL, "slot %u: next_token %u is not below %u", w->slot,
+                       w->next_token, s->config.vocab_size);
+    return check_blocks(s, w, slot, eb);
+}
+
+static moe_err
+check_request(stepper *s, const Conclave__StepRequest *r, errbuf *eb)
+{
+    if (r->n_work > s->config.max_num_seqs)
+        return err_set(eb, MOE_ERANGE, "%zu sequences in a step, at most %u", r->n_work,
+                       s->config.max_num_seqs);
+    if (s->last_step != 0 && r->step != s->last_step + 1 && r->step != 1)
+        return err_set(eb, MOE_EINVAL, "step %llu does not follow step %llu",
+                       (unsigned long long)r->step, (unsigned long long)s->last_step);
+    memset(s->slot_seen, 0, s->config.max_num_seqs * sizeof *s->slot_seen);
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < r->n_work; i++) {
+        const moe_err err = check_work(s, r->work[i], eb);
+        if (err) return err;
+        s->slot_seen[r->work[i]->slot] = true;
+        tokens += r->work[i]->n_tokens;
+    }
+    if (tokens > s->config.max_num_batched_tokens)
+        return err_set(eb, MOE_ERANGE, "%llu tokens in a step, at most %u",
+                       (unsigned long long)tokens, s->config.max_num_batched_tokens);
+    return MOE_OK;
+}
+
+static void
+init_slot(seq_slot *slot, const Conclave__SeqInit *init)
+{
+    const Conclave__Sampling *p = init->sampling;
+    slot->used = true;
+    slot->prompt_len = init->prompt_len;
+    slot->block_count = 0;
+    slot->known = (uint32_t)init->n_cached_tokens;
+    if (slot->known) memcpy(slot->history, init->cached_tokens, slot->known * sizeof(uint32_t));
+    if (p->n_stop_token_ids)
+        memcpy(slot->stop_ids, p->stop_token_ids, p->n_stop_token_ids * sizeof(uint32_t));
+    if (p->n_bias_ids) {
+        memcpy(slot->bias_ids, p->bias_ids, p->n_bias_ids * sizeof(uint32_t));
+        memcpy(slot->bias_values, p->bias_values, p->n_bias_ids * sizeof(double));
+    }
+    slot->num_logprobs = p->num_logprobs;
+    slot->params = sampler_default_params();
+    slot->params.temperature = p->temperature;
+    slot->params.top_p = p->top_p;
+    slot->params.min_p = p->min_p;
+    slot->params.top_k = p->top_k;
+    slot->params.presence_penalty = p->presence_penalty;
+    slot->params.frequency_penalty = p->frequency_penalty;
+    slot->params.repetition_penalty = p->repetition_penalty;
+    slot->params.min_tokens = p->min_tokens;
+    slot->params.seed = init->seed;
+    slot->params.choice = init->choice;
+    slot->params.stop_token_count = (uint32_t)p->n_stop_token_ids;
+    slot->params.stop_token_ids = slot->stop_ids;
+    slot->params.bias_count = (uint32_t)p->n_bias_ids;
+    slot->params.bias_ids = slot->bias_ids;
+    slot->params.bias_values = slot->bias_values;
+}
+
+static void
+apply_work(stepper *s, const Conclave__SeqWork *w, step_seq *out)
+{
+    seq_slot *slot = &s->slots[w->slot];
+    if (w->init != NULL) init_slot(slot, w->init);
+    if (w->n_blocks > 0) {
+        memcpy(slot->blocks + w->block_start, w->blocks, w->n_blocks * sizeof(uint32_t));
+        slot->block_count = w->block_start + (uint32_t)w->n_blocks;
+    }
+    memcpy(slot->history + w->start_pos, w->tokens, w->n_tokens * sizeof(uint32_t));
+    slot->known = w->start_pos + (uint32_t)w->n_tokens;
+    *out = (step_seq){.start_pos = w->start_pos,
+                      .token_count = (uint32_t)w->n_tokens,
+                      .tokens = w->tokens,
+                      .block_table = slot->blocks,
+                      .want_all = w->prompt_logprobs,
+                      .want_last = w->sample};
+}
+
+/* ---- results ---- */
+
+static Conclave__TokenLogprobs *
+report(stepper *s, const float *logits, uint32_t token, int32_t top_n)
+{
+    const uint32_t at = s->reply.logprob_count++;
+    Conclave__TokenLogprobs *out = &s->reply.logprobs[at];
+    sampled_logprobs lp;
+    sampler_logprobs(s->sampler, logits, token, top_n < 0 ? 0 : (uint32_t)top_n, &lp);
+    conclave__token_logprobs__init(out);
+    out->token = token;
+    out->logprob = (double)lp.logprob;
+    out->rank = lp.rank;
+    out->n_top_ids = out->n_top_logprobs = lp.top_count;
+    out->top_ids = s->reply.top_ids + (size_t)at * SAMPLER_TOP_MAX;
+    out->top_logprobs = s->reply.top_values + (size_t)at * SAMPLER_TOP_MAX;
+    for (uint32_t i = 0; i < lp.top_count; i++) {
+        out->top_ids[i] = lp.top_ids[i];
+        out->top_logprobs[i] = (double)lp.top_logprobs[i];
+    }
+    return out;
+}
+
+static void
+on_logits(void *user, uint32_t seq, uint32_t token_index, const float *logits)
+{
+    stepper *s = user;
+    const Conclave__SeqWork *w = s->request->work[seq];
+    seq_slot *slot = &s->slots[w->slot];
+    Conclave__SeqResult *result = &s->reply.results[seq];
+    const bool last = token_index + 1 == w->n_tokens;
+
+    if (w->prompt_logprobs && (!last || w->has_next_token)) {
+        const uint32_t next = last ? w->next_token : w->tokens[token_index + 1];
+        if (result->n_prompt_logprobs == 0)
+            result->prompt_logprobs = s->reply.prompt_pointers + s->reply.prompt_count;
+        s->reply.prompt_pointers[s->reply.prompt_count++] =
+            report(s, logits, next, slot->num_logprobs);
+        result->n_prompt_logprobs++;
+    }
+    if (!w->sample || !last) return;
+    result->sampled = 1;
+    result->token = sampler_sample(s->sampler, &slot->params, logits, slot->history,
+                                   slot->prompt_len, slot->known, slot->known);
+    if (slot->num_logprobs >= 0)
+        result->logprobs = report(s, logits, result->token, slot->num_logprobs);
+}
+
+static void
+clear_reply(stepper *s, const Conclave__StepRequest *r)
+{
+    s->reply.logprob_count = s->reply.prompt_count = 0;
+    for (size_t i = 0; i < r->n_work; i++) {
+        conclave__seq_result__init(&s->reply.results[i]);
+        s->reply.results[i].slot = r->work[i]->slot;
+        s->reply.pointers[i] = &s->reply.results[i];
+    }
+}
+
+static moe_err
+run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply, errbuf *eb)
+{
+    moe_err err = check_request(s, r, eb);
+    if (err) return err;
+    expert_fleet fleet;
+    if (!membership_enter(s->config.membership, &fleet)) {
+        membership_status status;
+        membership_get_status(s->config.membership, &status);
+        return err_set(eb, MOE_ECLOSED, "the fleet is not ready: %s", status.detail);
+    }
+    fleet.timeout_ms = s->config.worker_timeout_ms;
+    const uint64_t start = clock_now_ns();
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < r->n_work; i++) {
+        apply_work(s, r->work[i], &s->seqs[i]);
+        tokens += r->work[i]->n_tokens;
+    }
+    clear_reply(s, r);
+    s->request = r;
+    step_times times;
+    uint32_t lost;
+    err = transformer_step(s->config.transformer, &fleet, r->step, s->seqs, (uint32_t)r->n_work,
+                           on_logits, s, NULL, &times, &lost, eb);
+    if (err == MOE_ETIMEDOUT || err == MOE_ECLOSED || err == MOE_EINTERNAL) {
+        membership_lost(s->config.membership, lost);
+        LOG_WARN("step", "step failed step=%llu: %s", (unsigned long long)r->step, eb->text);
+        err = MOE_ECLOSED;
+    }
+    membership_leave(s->config.membership);
+    s->last_step = r->step;
+    if (err) return err;
+
+    reply->step = r->step;
+    reply->n_results = r->n_work;
+    reply->results = s->reply.pointers;
+    reply->step_ns = clock_now_ns() - start;
+    reply->expert_wait_ns = times.expert_wait_ns;
+    pthread_mutex_lock(&s->lock);
+    s->stats.steps++;
+    s->stats.tokens += tokens;
+    s->stats.step_ns += reply->step_ns;
+    s->stats.expert_wait_ns += reply->expert_wait_ns;
+    pthread_mutex_unlock(&s->lock);
+    return MOE_OK;
+}
+
+static bool
+take(stepper *s, const Conclave__StepRequest **request, rpc_call **call)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool any = s->queued > 0;
+    if (any) {
+        *request = s->queue[0].request;
+        *call = s->queue[0].call;
+        s->queued--;
+        memmove(s->queue, s->queue + 1, s->queued * sizeof s->queue[0]);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return any;
+}
+
+static void *
+step_main(void *arg)
+{
+    stepper *s = arg;
+    const Conclave__StepRequest *request;
+    rpc_call *call;
+    while (!atomic_load(&s->stopping)) {
+        const uint32_t seen = atomic_load(&s->bell);
+        while (take(s, &request, &call)) {
+            errbuf eb = {{0}};
+            Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
+            const moe_err err = run_step(s, request, &reply, &eb);
+            if (err)
+                rpc_fail_err(call, err, &eb);
+            else
+                rpc_reply(call, &reply.base);
+        }
+        if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, 0);
+    }
+    while (take(s, &request, &call)) {
+        rpc_fail(call, RPC_UNAVAILABLE, "this router is stopping");
+    }
+    return NULL;
+}
+
+static bool
+allocate(stepper *s)
+{
+    const uint32_t seqs = s->config.max_num_seqs;
+    const size_t logprobs = (size_t)seqs + s->config.max_num_batched_tokens;
+    s->blocks_max = (s->config.max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    s->slots = calloc(seqs, sizeof *s->slots);
+    s->history_memory = calloc((size_t)seqs * s->config.max_model_len, sizeof(uint32_t));
+    s->block_memory = calloc((size_t)seqs * s->blocks_max, sizeof(uint32_t));
+    s->seqs = calloc(seqs, sizeof *s->seqs);
+    s->slot_seen = calloc(seqs, sizeof *s->slot_seen);
+    reply_store *r = &s->reply;
+    r->results = calloc(seqs, sizeof *r->results);
+    r->pointers = calloc(seqs, sizeof *r->pointers);
+    r->logprobs = calloc(logprobs, sizeof *r->logprobs);
+    r->prompt_pointers = calloc(s->config.max_num_batched_tokens, sizeof *r->prompt_pointers);
+    r->top_ids = calloc(logprobs * SAMPLER_TOP_MAX, sizeof *r->top_ids);
+    r->top_values = calloc(logprobs * SAMPLER_TOP_MAX, sizeof *r->top_values);
+    if (!s->slots || !s->history_memory || !s->block_memory || !s->seqs || !s->slot_seen ||
+        !r->results || !r->pointers || !r->logprobs || !r->prompt_pointers || !r->top_ids ||
+        !r->top_values)
+        return false;
+    for (uint32_t i = 0; i < seqs; i++) {
+        s->slots[i].history = s->history_memory + (size_t)i * s->config.max_model_len;
+        s->slots[i].blocks = s->block_memory + (size_t)i * s->blocks_max;
+    }
+    return true;
+}
+
+static void
+release(stepper *s)
+{
+    void *const owned[] = {s->slots,          s->history_memory,  s->block_memory,
+                           s->seqs,           s->slot_seen,       s->reply.results,
+                           s->reply.pointers, s->reply.logprobs,  s->reply.prompt_pointers,
+                           s->reply.top_ids,  s->reply.top_values};
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
+        free(owned[i]);
+    }
+    sampler_free(s->sampler);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}
+
+moe_err
+stepper_start(stepper **out, const stepper_config *config, errbuf *eb)
+{
+    *out = NULL;
+    stepper *s = calloc(1, sizeof *s);
+    if (s == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    s->config = *config;
+    pthread_mutex_init(&s->lock, NULL);
+    moe_err err = allocate(s) ? sampler_create(&s->sampler, config->vocab_size) : MOE_ENOMEM;
+    if (err) {
+        release(s);
+        return err_set(eb, err, "no memory for %u sequences of %u tokens", config->max_num_seqs,
+                       config->max_model_len);
+    }
+    if (pthread_create(&s->thread, NULL, step_main, s) != 0) {
+        release(s);
+        return err_set(eb, MOE_EIO, "can't start the step thread");
+    }
+    pthread_setname_np(s->thread, "step");
+    *out = s;
+    return MOE_OK;
+}
+
+void
+stepper_stop(stepper *s)
+{
+    if (s == NULL) return;
+    atomic_store(&s->stopping, true);
+    futex_bump(&s->bell);
+    pthread_join(s->thread, NULL);
+    release(s);
+}
+
+void
+stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call)
+{
+    pthread_mutex_lock(&s->lock);
+    const bool room = s->queued < QUEUE_MAX && !atomic_load(&s->stopping);
+    if (room) {
+        s->queue[s->queued].request = request;
+        s->queue[s->queued++].call = call;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (room)
+        futex_bump(&s->bell);
+    else
+        rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d steps are in flight already", QUEUE_MAX);
+}
+
+void
+stepper_get_stats(stepper *s, stepper_stats *out)
+{
+    pthread_mutex_lock(&s->lock);
+    *out = s->stats;
+    pthread_mutex_unlock(&s->lock);
+}

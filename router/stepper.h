@@ -1,0 +1,41 @@
+/* stepper: the router's step thread: StepRequests in, sampled tokens out.
+ *
+ * Keeps what a sequence's slot needs between two steps and what the frontend can rebuild at any
+ * time: the block table, the token history (for penalties), the sampling parameters.  A request
+ * that breaks a rule is refused as a whole, before anything is computed.
+ *
+ * Threads: submit from any thread (RPC handlers); the step thread owns everything else.
+ */
+#ifndef MOE_ROUTER_STEPPER_H
+#define MOE_ROUTER_STEPPER_H
+
+#include "proto/rpc.h"
+#include "router/membership.h"
+#include "router/transformer.h"
+
+typedef struct stepper stepper;
+
+typedef struct stepper_config {
+    transformer *transformer;
+    membership *membership;
+    uint32_t vocab_size;
+    uint32_t max_num_seqs;
+    uint32_t max_num_batched_tokens;
+    uint32_t max_model_len;
+    uint32_t kv_block_count;
+    uint32_t worker_timeout_ms;
+} stepper_config;
+
+typedef struct stepper_stats {
+    uint64_t steps, tokens, step_ns, expert_wait_ns;
+} stepper_stats;
+
+moe_err stepper_start(stepper **out, const stepper_config *config, errbuf *eb);
+void stepper_stop(stepper *s); /* pending calls fail as unavailable; accepts NULL */
+
+/* Queue a call of Router.Step; it is answered from the step thread.  At most two wait. */
+void stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call);
+
+void stepper_get_stats(stepper *s, stepper_stats *out);
+
+#endif
