@@ -242,6 +242,13 @@ scheduler_abort(scheduler *s, seq_id id)
     return user;
 }
 
+void *
+scheduler_abort_any(scheduler *s)
+{
+    const seq *q = s->running.first != NULL ? s->running.first : s->waiting.first;
+    return q == NULL ? NULL : scheduler_abort(s, q->id);
+}
+
 void
 scheduler_rollback(scheduler *s)
 {

@@ -70,6 +70,8 @@ moe_err scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len,
  * pointer, or NULL if it is unknown (finished meanwhile).  Must not be called between plan() and
  * commit(): the engine defers it to then. */
 void *scheduler_abort(scheduler *s, seq_id id);
+/* The same for any one sequence; NULL when there is none. */
+void *scheduler_abort_any(scheduler *s);
 
 /* One sequence's part of a step.  Pointers are borrowed until commit(). */
 typedef struct seq_work {

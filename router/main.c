@@ -138,7 +138,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .max_num_batched_tokens = sizes.token_max,
                                           .max_model_len = sizes.max_model_len,
                                           .kv_block_count = sizes.kv_block_count,
-                                          .worker_timeout_ms = (uint32_t)o->worker_timeout_ms},
+                                          .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,
+                                          .incarnation = incarnation},
                         eb);
     if (err) goto done;
     err = router_service_start(

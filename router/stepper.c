@@ -136,6 +136,8 @@ check_request(stepper *s, const Conclave__StepRequest *r, errbuf *eb)
     if (r->n_work > s->config.max_num_seqs)
         return err_set(eb, MOE_ERANGE, "%zu sequences in a step, at most %u", r->n_work,
                        s->config.max_num_seqs);
+    if (r->router_incarnation != s->config.incarnation)
+        return err_set(eb, MOE_ECLOSED, "the step counts on another router's KV cache");
     if (s->last_step != 0 && r->step != s->last_step + 1 && r->step != 1)
         return err_set(eb, MOE_EINVAL, "step %llu does not follow step %llu",
                        (unsigned long long)r->step, (unsigned long long)s->last_step);

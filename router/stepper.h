@@ -24,6 +24,7 @@ typedef struct stepper_config {
     uint32_t max_model_len;
     uint32_t kv_block_count;
     uint32_t worker_timeout_ms;
+    uint64_t incarnation; /* of this router */
 } stepper_config;
 
 typedef struct stepper_stats {

@@ -689,7 +689,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
                  step_times *times, uint32_t *lost_worker, errbuf *eb)
 {
     const uint32_t layers = tf->config.num_layers;
-    uint32_t rows;
+    uint32_t rows = 0;
     *times = (step_times){0};
     *lost_worker = UINT32_MAX;
     if (count > tf->limits.seq_max)

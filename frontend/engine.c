@@ -1,0 +1,633 @@
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "conclave.pb-c.h"
+
+#include "common/clock.h"
+#include "common/futex.h"
+#include "common/log.h"
+#include "frontend/engine_metrics.h"
+#include "frontend/engine_start.h"
+#include "proto/rpc.h"
+
+#define STEP_TIMEOUT_MS (600u * 1000)
+#define HEALTH_TIMEOUT_MS 2000
+#define HEALTH_POLL_MS 100  /* while not ready */
+#define HEALTH_IDLE_MS 1000 /* while nothing runs */
+#define STEP_MESSAGE_BYTES (64u << 20)
+
+/* Router's methods, in the order of conclave.proto. */
+enum { METHOD_HEALTH = 0, METHOD_STEP = 3 };
+
+/* One sequence, from submit to its last event. */
+typedef struct sequence {
+    seq_id id;
+    gen_sink *sink;
+    void *user;
+    const gen_params *params;
+    uint32_t prompt_len;
+    uint32_t
+        prompt_reported; /* prompt positions whose logprobs were handed out: next is this + 1 */
+    uint32_t cached_tokens;
+    bool started;
+    uint32_t stop_count;
+    uint32_t stop_ids[GEN_STOP_TOKENS_MAX +
+                      8]; /* what min_tokens forbids: stop tokens and end-of-sequence */
+} sequence;
+
+/* A StepRequest's parts, sized for max_num_seqs. */
+typedef struct request_store {
+    Conclave__SeqWork *work;
+    Conclave__SeqWork **pointers;
+    Conclave__SeqInit *inits;
+    Conclave__Sampling *samplings;
+} request_store;
+
+struct engine {
+    engine_config config;
+    uint32_t eos_ids[8];
+    rpc_client *router;
+    engine_metrics metrics;
+    pthread_t thread;
+
+    pthread_mutex_t lock; /* guards scheduler, reserved, aborts, detail, refusal */
+    scheduler *scheduler; /* NULL until the router has told its limits */
+    uint32_t reserved;
+    seq_id *aborts; /* [abort_max] */
+    uint32_t abort_count, abort_max;
+    char detail[192], refusal[256];
+
+    _Atomic uint32_t bell;
+    _Atomic bool stopping, ready, refused;
+    _Atomic uint32_t max_model_len;
+
+    /* Engine thread only. */
+    uint32_t max_num_seqs;
+    uint64_t router_incarnation;
+    uint64_t step;
+    request_store request;
+    seq_outcome *outcomes;
+};
+
+/* ---- events ---- */
+
+/* Hand out a sequence's last event and forget it. */
+static void
+end_sequence(sequence *q, finish_reason reason, const char *error)
+{
+    const gen_event event = {
+        .kind = GEN_FINISH, .finish = reason, .cached_tokens = q->cached_tokens, .error = error};
+    q->sink(q->user, &event);
+    free(q);
+}
+
+static void
+read_logprobs(const Conclave__TokenLogprobs *from, token_logprobs *to)
+{
+    size_t n = from->n_top_ids < from->n_top_logprobs ? from->n_top_ids : from->n_top_logprobs;
+    if (n > GEN_LOGPROBS_MAX) n = GEN_LOGPROBS_MAX;
+    *to = (token_logprobs){
+        .logprob = (float)from->logprob, .rank = from->rank, .top_count = (uint32_t)n};
+    for (size_t i = 0; i < n; i++) {
+        to->top_ids[i] = from->top_ids[i];
+        to->top_logprobs[i] = (float)from->top_logprobs[i];
+    }
+}
+
+static void
+tell_prompt_logprobs(sequence *q, const seq_work *w, const Conclave__SeqResult *result)
+{
+    for (size_t i = 0; i < result->n_prompt_logprobs; i++) {
+        const uint32_t position = w->start_pos + 1 + (uint32_t)i;
+        if (position >= q->prompt_len) return;
+        if (position <= q->prompt_reported) continue; /* computed again after a preemption */
+        token_logprobs logprobs;
+        read_logprobs(result->prompt_logprobs[i], &logprobs);
+        const gen_event event = {.kind = GEN_PROMPT_LOGPROBS,
+                                 .position = position,
+                                 .token = w->all_tokens[position],
+                                 .logprobs = &logprobs,
+                                 .cached_tokens = q->cached_tokens};
+        q->sink(q->user, &event);
+        q->prompt_reported = position;
+    }
+}
+
+/* Tell the sink what was sampled, and find out whether the sequence goes on. */
+static void
+tell_token(engine *e, sequence *q, const seq_work *w, const Conclave__SeqResult *result,
+           seq_outcome *outcome)
+{
+    token_logprobs logprobs;
+    gen_event event = {.kind = GEN_TOKEN,
+                       .position = w->start_pos + w->token_count,
+                       .token = result->token,
+                       .finish = scheduler_finish_with(e->scheduler, w, result->token),
+                       .cached_tokens = q->cached_tokens};
+    if (result->logprobs != NULL) {
+        read_logprobs(result->logprobs, &logprobs);
+        event.logprobs = &logprobs;
+    }
+    outcome->token = result->token;
+    outcome->stop = q->sink(q->user, &event);
+}
+
+/* ---- a step ---- */
+
+static void
+fill_sampling(Conclave__Sampling *out, sequence *q)
+{
+    const gen_params *p = q->params;
+    conclave__sampling__init(out);
+    out->temperature = p->temperature;
+    out->top_p = p->top_p;
+    out->min_p = p->min_p;
+    out->top_k = p->top_k;
+    out->presence_penalty = p->presence_penalty;
+    out->frequency_penalty = p->frequency_penalty;
+    out->repetition_penalty = p->repetition_penalty;
+    out->min_tokens = p->min_tokens;
+    out->n_stop_token_ids = q->stop_count;
+    out->stop_token_ids = q->stop_ids;
+    out->n_bias_ids = out->n_bias_values = p->bias_count;
+    out->bias_ids = (uint32_t *)(uintptr_t)p->bias_ids;
+    out->bias_values = (double *)(uintptr_t)p->bias_values;
+    out->num_logprobs = p->num_logprobs;
+}
+
+static void
+fill_work(engine *e, uint32_t i, const seq_work *w)
+{
+    Conclave__SeqWork *out = &e->request.work[i];
+    sequence *q = w->user;
+    const uint32_t end = w->start_pos + w->token_count;
+    conclave__seq_work__init(out);
+    out->slot = w->slot;
+    out->start_pos = w->start_pos;
+    out->n_tokens = w->token_count;
+    out->tokens = (uint32_t *)(uintptr_t)w->tokens;
+    out->block_start = w->block_start;
+    out->n_blocks = w->block_count;
+    out->blocks = (uint32_t *)(uintptr_t)w->blocks;
+    out->sample = w->sample;
+    out->prompt_logprobs = q->params->prompt_logprobs && w->start_pos + 1 < q->prompt_len &&
+                           q->prompt_reported + 1 < q->prompt_len;
+    out->has_next_token = out->prompt_logprobs && end < q->prompt_len;
+    if (out->has_next_token) out->next_token = w->all_tokens[end];
+    if (!w->init) return;
+
+    Conclave__SeqInit *init = &e->request.inits[i];
+    conclave__seq_init__init(init);
+    init->seed = q->params->seed;
+    init->choice = q->params->choice;
+    init->prompt_len = w->prompt_len;
+    init->n_cached_tokens = w->start_pos;
+    init->cached_tokens = (uint32_t *)(uintptr_t)w->all_tokens;
+    init->sampling = &e->request.samplings[i];
+    fill_sampling(init->sampling, q);
+    out->init = init;
+    if (!q->started) q->cached_tokens = w->start_pos;
+    q->started = true;
+}
+
+static void
+end_planned(engine *e, const step_plan *plan, const char *why)
+{
+    /* The sequences of the plan, before rollback makes its pointers stale. */
+    const uint32_t count = plan->count;
+    sequence **ended = malloc(count * sizeof *ended);
+    for (uint32_t i = 0; i < count && ended != NULL; i++) {
+        ended[i] = plan->work[i].user;
+    }
+    pthread_mutex_lock(&e->lock);
+    scheduler_rollback(e->scheduler);
+    for (uint32_t i = 0; i < count && ended != NULL; i++) {
+        scheduler_abort(e->scheduler, ended[i]->id);
+    }
+    pthread_mutex_unlock(&e->lock);
+    for (uint32_t i = 0; i < count && ended != NULL; i++) {
+        end_sequence(ended[i], FINISH_ERROR, why);
+    }
+    free(ended);
+}
+
+static void
+lose_router(engine *e, const char *why)
+{
+    LOG_WARN("engine", "the router is not serving: %s", why);
+    atomic_store(&e->ready, false);
+    pthread_mutex_lock(&e->lock);
+    snprintf(e->detail, sizeof e->detail, "%.180s", why);
+    scheduler_rollback(e->scheduler);
+    pthread_mutex_unlock(&e->lock);
+}
+
+static bool
+reply_fits(const step_plan *plan, const Conclave__StepReply *reply)
+{
+    if (reply->n_results != plan->count) return false;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        const Conclave__SeqResult *r = reply->results[i];
+        if (r->slot != plan->work[i].slot || (plan->work[i].sample && !r->sampled)) return false;
+    }
+    return true;
+}
+
+static void
+finish_step(engine *e, const step_plan *plan, const Conclave__StepReply *reply)
+{
+    for (uint32_t i = 0; i < plan->count; i++) {
+        const seq_work *w = &plan->work[i];
+        sequence *q = w->user;
+        e->outcomes[i] = (seq_outcome){0};
+        tell_prompt_logprobs(q, w, reply->results[i]);
+        if (w->sample) tell_token(e, q, w, reply->results[i], &e->outcomes[i]);
+    }
+    /* After commit a finished sequence's work is stale: keep the users. */
+    for (uint32_t i = 0; i < plan->count; i++) {
+        e->request.pointers[i] = (void *)plan->work[i].user;
+    }
+    const uint32_t count = plan->count;
+    pthread_mutex_lock(&e->lock);
+    scheduler_commit(e->scheduler, e->outcomes);
+    pthread_mutex_unlock(&e->lock);
+    for (uint32_t i = 0; i < count; i++) {
+        if (e->outcomes[i].finished != FINISH_NONE) free((void *)e->request.pointers[i]);
+    }
+}
+
+/* Returns false when there was nothing to run. */
+static bool
+run_step(engine *e)
+{
+    step_plan plan;
+    pthread_mutex_lock(&e->lock);
+    scheduler_plan(e->scheduler, &plan);
+    pthread_mutex_unlock(&e->lock);
+    if (plan.count == 0) return false;
+
+    Conclave__StepRequest request = CONCLAVE__STEP_REQUEST__INIT;
+    request.step = ++e->step;
+    request.router_incarnation = e->router_incarnation;
+    request.n_work = plan.count;
+    request.work = e->request.pointers;
+    for (uint32_t i = 0; i < plan.count; i++) {
+        e->request.pointers[i] = &e->request.work[i];
+        fill_work(e, i, &plan.work[i]);
+    }
+    const uint64_t start = clock_now_ns();
+    ProtobufCMessage *response;
+    rpc_status status;
+    errbuf eb = {{0}};
+    rpc_call_sync(e->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, &response, &status, &eb);
+    if (status == RPC_UNAVAILABLE || status == RPC_DEADLINE_EXCEEDED || status == RPC_CANCELLED) {
+        lose_router(e, eb.text);
+        return true;
+    }
+    const Conclave__StepReply *reply = (const void *)response;
+    if (status == RPC_OK && !reply_fits(&plan, reply)) {
+        status = RPC_INTERNAL;
+        snprintf(eb.text, sizeof eb.text, "the router's answer does not fit the step");
+    }
+    if (status != RPC_OK) {
+        LOG_ERROR("engine", "step refused step=%llu: %s", (unsigned long long)e->step, eb.text);
+        rpc_response_free(response);
+        end_planned(e, &plan, eb.text);
+        return true;
+    }
+    engine_metrics_step(&e->metrics, plan.token_count, clock_now_ns() - start, reply->step_ns,
+                        reply->expert_wait_ns);
+    finish_step(e, &plan, reply);
+    rpc_response_free(response);
+    return true;
+}
+
+/* ---- the router's health ---- */
+
+static void
+free_request_store(engine *e)
+{
+    free(e->request.work);
+    free(e->request.pointers);
+    free(e->request.inits);
+    free(e->request.samplings);
+    free(e->outcomes);
+}
+
+static moe_err
+make_scheduler(engine *e, const Conclave__HealthReply *h, errbuf *eb)
+{
+    const uint32_t n = h->max_num_seqs;
+    /* Preempted sequences wait too: room for them, so that what was admitted is never refused. */
+    scheduler_config c = {.max_num_seqs = n,
+                          .max_num_batched_tokens = h->max_num_batched_tokens,
+                          .max_model_len = h->max_model_len,
+                          .max_waiting = e->config.max_waiting + n,
+                          .kv_block_count = h->kv_block_count,
+                          .kv_block_tokens = h->kv_block_tokens,
+                          .prefix_caching = e->config.prefix_caching,
+                          .eos_count = e->config.eos_count};
+    memcpy(c.eos_ids, e->eos_ids, sizeof c.eos_ids);
+    scheduler *s;
+    const moe_err err = scheduler_create(&s, &c, eb);
+    if (err) return err;
+
+    e->request.work = calloc(n, sizeof *e->request.work);
+    e->request.pointers = calloc(n, sizeof *e->request.pointers);
+    e->request.inits = calloc(n, sizeof *e->request.inits);
+    e->request.samplings = calloc(n, sizeof *e->request.samplings);
+    e->outcomes = calloc(n, sizeof *e->outcomes);
+    e->abort_max = c.max_waiting + n;
+    seq_id *aborts = calloc(e->abort_max, sizeof *aborts);
+    if (!e->request.work || !e->request.pointers || !e->request.inits || !e->request.samplings ||
+        !e->outcomes || !aborts) {
+        scheduler_free(s);
+        free(aborts);
+        return err_set(eb, MOE_ENOMEM, "no memory for %u sequences", n);
+    }
+    e->max_num_seqs = n;
+    pthread_mutex_lock(&e->lock);
+    e->scheduler = s;
+    e->aborts = aborts;
+    pthread_mutex_unlock(&e->lock);
+    atomic_store(&e->max_model_len, h->max_model_len);
+    return MOE_OK;
+}
+
+static moe_err
+check_identity(const engine *e, const Conclave__HealthReply *h, errbuf *eb)
+{
+    if (strcmp(h->version, CONCLAVE_VERSION) != 0)
+        return err_set(eb, MOE_EMISMATCH, "the router runs version %.32s, this frontend %s",
+                       h->version, CONCLAVE_VERSION);
+    if (h->model == NULL ||
+        (e->config.model_fingerprint != 0 && h->model->fingerprint != e->config.model_fingerprint))
+        return err_set(eb, MOE_EMISMATCH, "the router serves another model than this frontend");
+    return MOE_OK;
+}
+
+static void
+check_health(engine *e)
+{
+    const Conclave__HealthRequest request = CONCLAVE__HEALTH_REQUEST__INIT;
+    ProtobufCMessage *response;
+    errbuf eb = {{0}};
+    moe_err err = rpc_call_sync(e->router, METHOD_HEALTH, &request.base, HEALTH_TIMEOUT_MS,
+                                &response, NULL, &eb);
+    const Conclave__HealthReply *h = (const void *)response;
+    bool ready = false;
+    if (!err) {
+        err = check_identity(e, h, &eb);
+        if (!err && e->scheduler == NULL) err = make_scheduler(e, h, &eb);
+        if (err) atomic_store(&e->refused, true);
+    }
+    if (!err) {
+        ready = h->ready;
+        snprintf(eb.text, sizeof eb.text, "%s", h->detail);
+        if (h->incarnation != e->router_incarnation) {
+            pthread_mutex_lock(&e->lock);
+            scheduler_rollback(e->scheduler); /* its KV cache is empty */
+            pthread_mutex_unlock(&e->lock);
+            e->router_incarnation = h->incarnation;
+            e->step = 0;
+        }
+    }
+    pthread_mutex_lock(&e->lock);
+    snprintf(e->detail, sizeof e->detail, "%.180s", eb.text);
+    if (atomic_load(&e->refused)) snprintf(e->refusal, sizeof e->refusal, "%.240s", eb.text);
+    pthread_mutex_unlock(&e->lock);
+    if (ready && !atomic_load(&e->ready)) LOG_INFO("engine", "the router is ready");
+    atomic_store(&e->ready, ready);
+    rpc_response_free(response);
+}
+
+/* ---- the thread ---- */
+
+static void
+apply_aborts(engine *e)
+{
+    if (e->scheduler == NULL) return;
+    for (;;) {
+        pthread_mutex_lock(&e->lock);
+        sequence *q = NULL;
+        const bool any = e->abort_count > 0;
+        if (any) q = scheduler_abort(e->scheduler, e->aborts[--e->abort_count]);
+        pthread_mutex_unlock(&e->lock);
+        if (!any) return;
+        if (q != NULL) end_sequence(q, FINISH_ABORT, NULL);
+    }
+}
+
+static void
+publish_stats(engine *e)
+{
+    if (e->scheduler == NULL) return;
+    scheduler_stats stats;
+    pthread_mutex_lock(&e->lock);
+    scheduler_get_stats(e->scheduler, &stats);
+    pthread_mutex_unlock(&e->lock);
+    engine_metrics_scheduler(&e->metrics, &stats);
+}
+
+static void
+abort_all(engine *e)
+{
+    if (e->scheduler == NULL) return;
+    for (;;) {
+        pthread_mutex_lock(&e->lock);
+        sequence *q = scheduler_abort_any(e->scheduler);
+        pthread_mutex_unlock(&e->lock);
+        if (q == NULL) return;
+        end_sequence(q, FINISH_ABORT, NULL);
+    }
+}
+
+static void *
+engine_main(void *arg)
+{
+    engine *e = arg;
+    while (!atomic_load(&e->stopping)) {
+        const uint32_t seen = atomic_load(&e->bell);
+        apply_aborts(e);
+        const bool ready = atomic_load(&e->ready);
+        const bool ran = ready && run_step(e);
+        publish_stats(e);
+        if (ran) continue;
+        if (!atomic_load(&e->refused)) check_health(e);
+        if (!ready && atomic_load(&e->ready)) continue;
+        if (atomic_load(&e->stopping)) break;
+        futex_wait_change(&e->bell, seen,
+                          clock_now_ns() + (ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS) * NS_PER_MS);
+    }
+    abort_all(e);
+    publish_stats(e);
+    return NULL;
+}
+
+/* ---- what other threads call ---- */
+
+moe_err
+engine_start(engine **out, const engine_config *config, errbuf *eb)
+{
+    *out = NULL;
+    if (config->eos_count > 8)
+        return err_set(eb, MOE_ERANGE, "%u end-of-sequence tokens, at most 8", config->eos_count);
+    engine *e = calloc(1, sizeof *e);
+    if (e == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    e->config = *config;
+    for (uint32_t i = 0; i < config->eos_count; i++) {
+        e->eos_ids[i] = config->eos_ids[i];
+    }
+    pthread_mutex_init(&e->lock, NULL);
+    snprintf(e->detail, sizeof e->detail, "waiting for the router");
+    engine_metrics_init(&e->metrics, config->metrics, config->labels);
+    moe_err err = rpc_client_open(&e->router,
+                                  &(rpc_client_options){.url = config->router_url,
+                                                        .service = &conclave__router__descriptor,
+                                                        .message_bytes_max = STEP_MESSAGE_BYTES},
+                                  eb);
+    if (!err && pthread_create(&e->thread, NULL, engine_main, e) != 0) {
+        rpc_client_close(e->router);
+        err = err_set(eb, MOE_EIO, "can't start the engine's thread");
+    }
+    if (err) {
+        pthread_mutex_destroy(&e->lock);
+        free(e);
+        return err;
+    }
+    pthread_setname_np(e->thread, "engine");
+    *out = e;
+    return MOE_OK;
+}
+
+void
+engine_stop(engine *e)
+{
+    /* Under the lock, so that no submit slips in after the thread's last look. */
+    pthread_mutex_lock(&e->lock);
+    atomic_store(&e->stopping, true);
+    pthread_mutex_unlock(&e->lock);
+    atomic_store(&e->ready, false);
+    futex_bump(&e->bell);
+    pthread_join(e->thread, NULL);
+}
+
+void
+engine_free(engine *e)
+{
+    if (e == NULL) return;
+    rpc_client_close(e->router);
+    scheduler_free(e->scheduler);
+    free_request_store(e);
+    free(e->aborts);
+    pthread_mutex_destroy(&e->lock);
+    free(e);
+}
+
+static sequence *
+new_sequence(const engine *e, uint32_t prompt_len, const gen_params *params, gen_sink *sink,
+             void *user)
+{
+    sequence *q = calloc(1, sizeof *q);
+    if (q == NULL) return NULL;
+    q->sink = sink;
+    q->user = user;
+    q->params = params;
+    q->prompt_len = prompt_len;
+    for (uint32_t i = 0; i < params->stop_token_count && i < GEN_STOP_TOKENS_MAX; i++) {
+        q->stop_ids[q->stop_count++] = params->stop_token_ids[i];
+    }
+    for (uint32_t i = 0; i < e->config.eos_count && !params->ignore_eos; i++) {
+        if (q->stop_count < GEN_STOP_TOKENS_MAX) q->stop_ids[q->stop_count++] = e->eos_ids[i];
+    }
+    return q;
+}
+
+moe_err
+engine_submit(engine *e, const uint32_t *prompt, uint32_t prompt_len, const gen_params *params,
+              gen_sink *sink, void *user, seq_id *out, errbuf *eb)
+{
+    *out = 0;
+    sequence *q = new_sequence(e, prompt_len, params, sink, user);
+    if (q == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    moe_err err;
+    pthread_mutex_lock(&e->lock);
+    if (atomic_load(&e->stopping) || e->scheduler == NULL)
+        err = err_set(eb, MOE_ECLOSED, "the server is not serving");
+    else
+        err = scheduler_add(e->scheduler, prompt, prompt_len, params, q, &q->id, eb);
+    if (!err) {
+        *out = q->id;
+        if (e->reserved > 0) e->reserved--;
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (err)
+        free(q);
+    else
+        futex_bump(&e->bell);
+    return err;
+}
+
+moe_err
+engine_reserve(engine *e, uint32_t count)
+{
+    moe_err err = MOE_OK;
+    pthread_mutex_lock(&e->lock);
+    scheduler_stats stats = {0};
+    if (e->scheduler == NULL)
+        err = MOE_ECLOSED;
+    else
+        scheduler_get_stats(e->scheduler, &stats);
+    if (!err && (uint64_t)stats.waiting + e->reserved + count > e->config.max_waiting)
+        err = MOE_EBUSY;
+    if (!err) e->reserved += count;
+    pthread_mutex_unlock(&e->lock);
+    return err;
+}
+
+void
+engine_unreserve(engine *e, uint32_t count)
+{
+    pthread_mutex_lock(&e->lock);
+    e->reserved -= count < e->reserved ? count : e->reserved;
+    pthread_mutex_unlock(&e->lock);
+}
+
+void
+engine_abort(engine *e, seq_id id)
+{
+    pthread_mutex_lock(&e->lock);
+    bool known = false;
+    for (uint32_t i = 0; i < e->abort_count && !known; i++) {
+        known = e->aborts[i] == id;
+    }
+    if (!known && e->abort_count < e->abort_max) e->aborts[e->abort_count++] = id;
+    pthread_mutex_unlock(&e->lock);
+    futex_bump(&e->bell);
+}
+
+bool
+engine_ready(engine *e, char *detail, size_t detail_size)
+{
+    if (detail != NULL && detail_size > 0) {
+        pthread_mutex_lock(&e->lock);
+        snprintf(detail, detail_size, "%s", e->detail);
+        pthread_mutex_unlock(&e->lock);
+    }
+    return atomic_load(&e->ready);
+}
+
+uint32_t
+engine_max_model_len(const engine *e)
+{
+    return atomic_load(&((engine *)(uintptr_t)e)->max_model_len);
+}
+
+const char *
+engine_refusal(engine *e)
+{
+    return atomic_load(&e->refused) ? e->refusal : NULL;
+}

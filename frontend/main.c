@@ -1,0 +1,166 @@
+/* conclave-frontend: HTTP, tokenizer, scheduler. Parses options and wires modules. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/flags.h"
+#include "common/log.h"
+#include "common/run_dir.h"
+#include "frontend/engine_start.h"
+#include "frontend/http.h"
+#include "model/checkpoint.h"
+
+typedef struct options {
+    const char *model, *run_dir, *host, *served_name, *api_key, *log_level, *tls_cert, *tls_key;
+    int64_t port, max_waiting, connections, grace_ms;
+    bool prefix_caching;
+} options;
+
+static const char *
+base_name(const char *path, char *buf, size_t size)
+{
+    snprintf(buf, size, "%s", path);
+    size_t n = strlen(buf);
+    while (n > 1 && buf[n - 1] == '/')
+        buf[--n] = '\0';
+    const char *slash = strrchr(buf, '/');
+    return slash == NULL || slash[1] == '\0' ? buf : slash + 1;
+}
+
+/* Wait for a signal to end, or for the router to turn out to be the wrong one. */
+static moe_err
+wait_for_end(engine *e, const sigset_t *signals, errbuf *eb)
+{
+    const struct timespec tick = {.tv_nsec = 200 * 1000 * 1000};
+    for (;;) {
+        if (sigtimedwait(signals, NULL, &tick) > 0) return MOE_OK;
+        const char *refusal = engine_refusal(e);
+        if (refusal != NULL) return err_set(eb, MOE_EMISMATCH, "%s", refusal);
+    }
+}
+
+static int
+serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
+{
+    char router_url[RUN_URL_MAX], name_buf[512], labels[600];
+    const char *name =
+        o->served_name[0] ? o->served_name : base_name(o->model, name_buf, sizeof name_buf);
+    run_dir_url(run, "router", 0, router_url);
+    snprintf(labels, sizeof labels, "model_name=\"%s\"", name);
+    checkpoint *ckpt = NULL;
+    tokenizer *tok = NULL;
+    metrics *m = NULL;
+    engine *e = NULL;
+    http_server *http = NULL;
+
+    if (strpbrk(name, "\"\\\n") != NULL) {
+        LOG_ERROR("frontend", "--served-model-name must not hold quotes, backslashes or line ends");
+        return 2;
+    }
+    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    if (!err) err = tokenizer_load(&tok, o->model, eb);
+    if (!err) err = metrics_create(&m);
+    if (err) goto done;
+    const model_config *config = checkpoint_config(ckpt);
+    err = engine_start(&e,
+                       &(engine_config){.router_url = router_url,
+                                        .max_waiting = (uint32_t)o->max_waiting,
+                                        .prefix_caching = o->prefix_caching,
+                                        .model_fingerprint = checkpoint_fingerprint(ckpt),
+                                        .vocab_size = config->vocab_size,
+                                        .eos_ids = config->eos_ids,
+                                        .eos_count = config->eos_count,
+                                        .metrics = m,
+                                        .labels = labels},
+                       eb);
+    if (err) goto done;
+    const char *keys[] = {o->api_key};
+    err = http_start(&http,
+                     &(http_config){.host = o->host,
+                                    .port = (uint16_t)o->port,
+                                    .model = name,
+                                    .api_keys = keys,
+                                    .api_key_count = o->api_key[0] ? 1 : 0,
+                                    .connections_max = (uint32_t)o->connections,
+                                    .stop_grace_ms = (uint32_t)o->grace_ms,
+                                    .metrics = m},
+                     e, tok, eb);
+    if (!err) {
+        LOG_INFO("frontend", "listening url=http://%s:%u model=%s", o->host, http_port(http), name);
+        err = wait_for_end(e, signals, eb);
+    }
+
+done:
+    if (err) LOG_ERROR("frontend", "%s", eb->text);
+    http_stop(http);
+    if (e != NULL) engine_stop(e);
+    engine_free(e);
+    metrics_free(m);
+    tokenizer_free(tok);
+    checkpoint_close(ckpt);
+    return err ? 1 : 0;
+}
+
+int
+main(int argc, char **argv)
+{
+    options o = {0};
+    const flag_spec specs[] = {
+        {"model", NULL, FLAG_STRING, &o.model, NULL, 0, 0, NULL, NULL,
+         "checkpoint folder: config.json and the tokenizer are read"},
+        {"run-dir", NULL, FLAG_STRING, &o.run_dir, "./run", 0, 0, NULL, NULL,
+         "folder of this fleet: sockets, logs"},
+        {"host", NULL, FLAG_STRING, &o.host, "127.0.0.1", 0, 0, NULL, NULL, "address to listen on"},
+        {"port", NULL, FLAG_INT, &o.port, "8000", 0, 65535, NULL, NULL, "0 = any free port"},
+        {"served-model-name", NULL, FLAG_STRING, &o.served_name, "", 0, 0, NULL, NULL,
+         "the model's name in the API (default: the folder's name)"},
+        {"api-key", NULL, FLAG_STRING, &o.api_key, "", 0, 0, NULL, NULL,
+         "required on every route but /health; empty = open"},
+        {"max-waiting-seqs", NULL, FLAG_INT, &o.max_waiting, "1024", 1, 1 << 20, NULL, "sequences",
+         "longest queue; then requests are answered 429"},
+        {"max-connections", NULL, FLAG_INT, &o.connections, "1024", 1, 65536, NULL, NULL,
+         "open HTTP connections"},
+        {"shutdown-grace-ms", NULL, FLAG_INT, &o.grace_ms, "2000", 0, 3600000, NULL, "ms",
+         "how long running requests may finish when the process is asked to end"},
+        {"enable-prefix-caching", NULL, FLAG_BOOL, &o.prefix_caching, "true", 0, 0, NULL, NULL,
+         "share KV blocks of equal prefixes"},
+        {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
+         "what is logged"},
+    };
+    const size_t count = sizeof specs / sizeof specs[0];
+    flags f = {0};
+    errbuf eb = {{0}};
+    run_dir run;
+
+    /* Blocked before any thread starts, so that only sigtimedwait() sees them. */
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    signal(SIGPIPE, SIG_IGN);
+
+    moe_err err = flags_parse(&f, specs, count, argc, argv, &eb);
+    if (!err && f.help) {
+        flags_print_help(stdout, "conclave-frontend --model DIR --run-dir DIR --port N",
+                         "Serves OpenAI's completions API; tokenizes, batches, schedules.", specs,
+                         count);
+        flags_fini(&f);
+        return 0;
+    }
+    if (!err && f.word_count) err = err_set(&eb, MOE_EINVAL, "what is \"%s\"?", f.words[0]);
+    if (!err && o.model == NULL) err = err_set(&eb, MOE_EINVAL, "--model is missing");
+    if (!err) err = run_dir_open(&run, o.run_dir, &eb);
+    if (err) {
+        fprintf(stderr, "conclave-frontend: %s\n", eb.text);
+        flags_fini(&f);
+        return 2;
+    }
+    log_level level = LOG_LEVEL_INFO;
+    log_level_parse(o.log_level, &level);
+    log_init("frontend", level);
+    const int rc = serve(&o, &run, &signals, &eb);
+    flags_fini(&f);
+    return rc;
+}
