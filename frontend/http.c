@@ -346,8 +346,7 @@ http_start(http_server **out, const http_config *config, engine *e, const tokeni
                               .model = config->model,
                               .metrics = &s->metrics,
                               .stream_bytes_max = s->config.stream_bytes_max};
-    s->limits = (completion_limits){
-        .tok = tok, .model = config->model, .max_model_len = engine_max_model_len(e)};
+    s->limits = (completion_limits){.tok = tok, .model = config->model};
     completion_limits_measure(&s->limits);
 
     err = hangup_create(&s->hangup, s->config.connections_max);
@@ -362,6 +361,14 @@ http_start(http_server **out, const http_config *config, engine *e, const tokeni
     pthread_mutex_destroy(&s->lock);
     free(s);
     return err;
+}
+
+completion_limits
+http_limits(const http_server *s)
+{
+    completion_limits limits = s->limits;
+    limits.max_model_len = engine_max_model_len(s->engine);
+    return limits;
 }
 
 uint16_t

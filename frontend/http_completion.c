@@ -95,8 +95,9 @@ prepare(http_exchange *x, api_error *error)
     http_server *s = x->server;
     completion_request request;
     if (!http_ready(x, error)) return false;
+    const completion_limits limits = http_limits(s);
     const bool good =
-        completion_request_parse(&request, &s->limits, strbuf_text(&x->body), x->body.len, error);
+        completion_request_parse(&request, &limits, strbuf_text(&x->body), x->body.len, error);
     http_exchange_drop_body(x);
     if (!good) return false;
     const completion_host host = {

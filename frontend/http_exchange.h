@@ -32,7 +32,7 @@ struct http_server {
     hangup *hangup;
     api_metrics metrics;
     completion_env env;
-    completion_limits limits;
+    completion_limits limits; /* but for max_model_len: http_limits() */
     atomic_size_t body_bytes; /* held by requests being received */
 
     pthread_mutex_t lock; /* guards what follows */
@@ -91,5 +91,9 @@ void http_completion_finish(http_exchange *x);
 
 /* The route for this path, NULL if there is none; *allow is set if only the method is wrong. */
 const http_route *http_route_find(const char *path, const char *method, const char **allow);
+
+/* The limits as they stand: the context's length is known only once the engine has met its router.
+ */
+completion_limits http_limits(const http_server *s);
 
 #endif

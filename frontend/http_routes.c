@@ -49,7 +49,7 @@ get_models(http_exchange *x)
     strbuf_printf(&text,
                   ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"conclave\","
                   "\"max_model_len\":%u}]}",
-                  (long long)time(NULL), s->limits.max_model_len);
+                  (long long)time(NULL), http_limits(s).max_model_len);
     return answer_and_free(x, 200, JSON_TYPE, &text);
 }
 
@@ -87,7 +87,7 @@ encode_body(http_exchange *x, const cJSON *root, strbuf *text, api_error *error)
     if (err)
         return api_error_set(error, err == MOE_ENOMEM ? 500 : 400, "prompt", "prompt: %s", eb.text);
     strbuf_printf(text, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", count,
-                  s->limits.max_model_len);
+                  http_limits(s).max_model_len);
     for (size_t i = 0; i < count; i++)
         strbuf_printf(text, i == 0 ? "%u" : ",%u", ids[i]);
     strbuf_puts(text, "]}");
