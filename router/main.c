@@ -12,6 +12,7 @@
 #include "router/service.h"
 
 #define UPDATE_MS 100
+#define HEARTBEAT_MS_MAX 500
 /* When nobody says how large the KV cache is: room for every sequence at full length, but no more
  * than this. */
 #define KV_BYTES_DEFAULT ((size_t)1 << 30)
@@ -112,6 +113,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     err = router_end_create(&exchange, &limits, run->id, (uint32_t)o->router_id, incarnation, eb);
     if (err) goto done;
 
+    uint32_t heartbeat_ms = (uint32_t)o->worker_timeout_ms / 4;
+    if (heartbeat_ms > HEARTBEAT_MS_MAX) heartbeat_ms = HEARTBEAT_MS_MAX;
     const bool tp = strcmp(o->parallelism, "tp") == 0;
     const exchange_choice choice = strcmp(o->exchange, "shm") == 0   ? EXCHANGE_ONLY_SHM
                                    : strcmp(o->exchange, "nng") == 0 ? EXCHANGE_ONLY_NNG
@@ -142,23 +145,22 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .incarnation = incarnation},
                         eb);
     if (err) goto done;
-    err = router_service_start(
-        &service,
-        &(router_service_config){.control_url = control_url,
-                                 .incarnation = incarnation,
-                                 .identity = &id,
-                                 .transformer = tf,
-                                 .membership = running,
-                                 .stepper = step,
-                                 .worker_count = (uint32_t)o->workers,
-                                 .kv_block_count = sizes.kv_block_count,
-                                 .max_num_seqs = sizes.seq_max,
-                                 .max_num_batched_tokens = sizes.token_max,
-                                 .max_model_len = sizes.max_model_len,
-                                 .heartbeat_ms = (uint32_t)o->worker_timeout_ms / 4,
-                                 .tensor_parallel = tp,
-                                 .on_drain = stop},
-        eb);
+    err = router_service_start(&service,
+                               &(router_service_config){.control_url = control_url,
+                                                        .incarnation = incarnation,
+                                                        .identity = &id,
+                                                        .transformer = tf,
+                                                        .membership = running,
+                                                        .stepper = step,
+                                                        .worker_count = (uint32_t)o->workers,
+                                                        .kv_block_count = sizes.kv_block_count,
+                                                        .max_num_seqs = sizes.seq_max,
+                                                        .max_num_batched_tokens = sizes.token_max,
+                                                        .max_model_len = sizes.max_model_len,
+                                                        .heartbeat_ms = heartbeat_ms,
+                                                        .tensor_parallel = tp,
+                                                        .on_drain = stop},
+                               eb);
     if (err) goto done;
     LOG_INFO("router",
              "started kernels=%s dtype=%s attn_dtype=%s kv_dtype=%s kv_blocks=%u max_model_len=%u "
