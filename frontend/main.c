@@ -13,7 +13,7 @@
 
 typedef struct options {
     const char *model, *run_dir, *host, *served_name, *api_key, *log_level, *tls_cert, *tls_key;
-    int64_t port, max_waiting, connections, grace_ms;
+    int64_t port, seed, max_waiting, connections, grace_ms;
     bool prefix_caching;
 } options;
 
@@ -84,6 +84,8 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
                                     .api_key_count = o->api_key[0] ? 1 : 0,
                                     .connections_max = (uint32_t)o->connections,
                                     .stop_grace_ms = (uint32_t)o->grace_ms,
+                                    .fixed_seed = o->seed >= 0,
+                                    .base_seed = (uint64_t)o->seed,
                                     .metrics = m},
                      e, tok, eb);
     if (!err) {
@@ -117,6 +119,9 @@ main(int argc, char **argv)
          "the model's name in the API (default: the folder's name)"},
         {"api-key", NULL, FLAG_STRING, &o.api_key, "", 0, 0, NULL, NULL,
          "required on every route but /health; empty = open"},
+        {"seed", NULL, FLAG_INT, &o.seed, "-1", -1, 9e15, NULL, NULL,
+         "requests without a seed get one made from this and their prompt, so that answers repeat; "
+         "-1 = a random one each"},
         {"max-waiting-seqs", NULL, FLAG_INT, &o.max_waiting, "1024", 1, 1 << 20, NULL, "sequences",
          "longest queue; then requests are answered 429"},
         {"max-connections", NULL, FLAG_INT, &o.connections, "1024", 1, 65536, NULL, NULL,
