@@ -117,7 +117,7 @@ load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf 
                                       (uint32_t)r->n_experts, s->config.load_pool, eb);
     if (err) return err;
     *bytes = expert_store_bytes(store);
-    err = compute_load(s->config.compute, store, config->num_experts, r->row_max, eb);
+    err = compute_load(s->config.compute, store, r->epoch, config->num_experts, r->row_max, eb);
     if (err) {
         expert_store_free(store);
         return err;
