@@ -31,6 +31,7 @@ struct worker_service {
     job queue[QUEUE_MAX];
     uint32_t queued;
     _Atomic uint32_t bell; /* rung when something was queued, or to stop */
+    _Atomic uint32_t stop_bell; /* rung once, so that a stop need not wait for a heartbeat */
     _Atomic bool stopping;
     bool registered; /* presence thread only */
     errbuf refusal;  /* why the router will not have us */
@@ -303,9 +304,8 @@ presence_main(void *arg)
                 return eb;
             }
         }
-        const struct timespec pause = {.tv_sec = s->heartbeat_ms / 1000,
-                                       .tv_nsec = (long)(s->heartbeat_ms % 1000) * 1000000};
-        nanosleep(&pause, NULL);
+        if (!atomic_load(&s->stopping))
+            futex_wait_change(&s->stop_bell, 0, clock_now_ns() + s->heartbeat_ms * NS_PER_MS);
     }
     return NULL;
 }
@@ -339,6 +339,7 @@ worker_service_stop(worker_service *s)
 {
     atomic_store(&s->stopping, true);
     futex_bump(&s->bell);
+    futex_bump(&s->stop_bell);
 }
 
 void
