@@ -1,8 +1,12 @@
 # moe_test(NAME SOURCES... LINK libs...): one Criterion program, registered with CTest.
 #
-# Criterion exits 0 when a filter matches nothing, and when a leak or an undefined operation was only printed:
-# FAIL_REGULAR_EXPRESSION turns both into failures.  Under ThreadSanitizer, where Criterion's
-# process-per-test start-up does not work, tests/support/inproc_main.c runs the same sources.
+# Criterion exits 0 when a program has no test at all (its summary then follows its first line at once; tests that
+# were skipped stand between, but are not counted as tested), and when a leak or an undefined operation was only
+# printed: FAIL_REGULAR_EXPRESSION turns all of these into failures.  The first line needs a verbosity of 1.
+# Criterion itself leaks when it runs tests side by side, hence CRITERION_JOBS; CTest runs programs side by side.
+#
+# Under ThreadSanitizer, where Criterion's process-per-test start-up does not work, tests/support/inproc_main.c runs
+# the same sources.
 function(moe_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK" ${ARGN})
   if(NOT ARG_TIMEOUT)
@@ -17,9 +21,12 @@ function(moe_test name)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(
     ${name}
-    PROPERTIES TIMEOUT ${ARG_TIMEOUT}
-               FAIL_REGULAR_EXPRESSION "Tested: 0 ;LeakSanitizer;runtime error:;AddressSanitizer;ThreadSanitizer"
-               ENVIRONMENT "CONCLAVE_TEST_ROOT=${PROJECT_SOURCE_DIR};CONCLAVE_BIN_DIR=${CMAKE_BINARY_DIR}/bin")
+    PROPERTIES
+      TIMEOUT ${ARG_TIMEOUT}
+      FAIL_REGULAR_EXPRESSION
+      "Criterion v[0-9.]+\n.====. Synthesis: Tested: 0 ;LeakSanitizer;runtime error:;AddressSanitizer;ThreadSanitizer"
+      ENVIRONMENT
+      "CONCLAVE_TEST_ROOT=${PROJECT_SOURCE_DIR};CONCLAVE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;CRITERION_JOBS=1;CRITERION_VERBOSITY_LEVEL=1")
 endfunction()
 
 # moe_fuzz(NAME SOURCES... LINK libs... CORPUS dir): a fuzz target.  Built with Clang it is a libFuzzer program;
