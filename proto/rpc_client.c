@@ -708,7 +708,8 @@ rpc_client_close(rpc_client *c)
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->mutex);
 
-    if (c->socket_open) nng_close(c->socket); /* ends every aio with NNG_ECLOSED */
+    /* Closing ends every aio with NNG_ECLOSED. */
+    if (c->socket_open && !rpc_nng_close(c->socket)) return;
 
     pthread_mutex_lock(&c->mutex);
     while (c->busy != 0 || c->waiting != 0)
