@@ -9,10 +9,11 @@
  * So this module defines sendmsg() for the process: the system call, with EPIPE reported as
  * ECONNRESET to callers that pass just MSG_NOSIGNAL, as nng does.
  *
- * 2. nng_close() can wait for ever, when a message arrives in the same instant: nng's own reaper
- * thread then waits for a task that was prepared but will not be started (nng issues 1543 and 1813,
- * mended upstream in 1.8).  So closing has a time limit here; what nng still holds after it is
- * given up and leaked, which only a process that is about to end does.
+ * 2. nng_close() can wait for ever: when a pipe is closed between the header and the body of a
+ * message that is coming in, the ipc and tcp transports resubmit a read that was stopped already,
+ * nobody completes the protocol's receive, and nng's one reaper thread waits for it (nng issues
+ * 1543 and 1813).  So closing has a time limit here; what nng still holds after it is leaked, and
+ * the process leaves without nng's exit handler, which would wait for the same thing.
  */
 #ifndef MOE_PROTO_RPC_NNG_H
 #define MOE_PROTO_RPC_NNG_H
