@@ -14,7 +14,9 @@
 
 typedef struct fake_slot {
     uint32_t known;
+    bool want_logprobs;
     uint32_t tokens[FAKE_MODEL_LEN];
+    Conclave__TokenLogprobs sampled;
 } fake_slot;
 
 struct fake_router {
@@ -80,6 +82,7 @@ run_work(fake_router *r, const Conclave__SeqWork *w, Conclave__SeqResult *result
     if (w->init != NULL) {
         if (w->init->n_cached_tokens != w->start_pos) return false;
         slot->known = w->start_pos;
+        slot->want_logprobs = w->init->sampling->num_logprobs >= 0;
         if (slot->known > 0)
             memcpy(slot->tokens, w->init->cached_tokens, slot->known * sizeof(uint32_t));
     }
@@ -89,7 +92,10 @@ run_work(fake_router *r, const Conclave__SeqWork *w, Conclave__SeqResult *result
     conclave__seq_result__init(result);
     result->slot = w->slot;
     result->sampled = w->sample;
-    if (w->sample) result->token = next_token(slot->tokens, slot->known);
+    if (!w->sample) return true;
+    result->token = next_token(slot->tokens, slot->known);
+    conclave__token_logprobs__init(&slot->sampled);
+    if (slot->want_logprobs) result->logprobs = &slot->sampled;
     return true;
 }
 
