@@ -30,7 +30,7 @@ struct worker_service {
     pthread_mutex_t lock;   /* guards queue */
     job queue[QUEUE_MAX];
     uint32_t queued;
-    _Atomic uint32_t bell; /* rung when something was queued, or to stop */
+    _Atomic uint32_t bell;      /* rung when something was queued, or to stop */
     _Atomic uint32_t stop_bell; /* rung once, so that a stop need not wait for a heartbeat */
     _Atomic bool stopping;
     bool registered; /* presence thread only */
