@@ -14,8 +14,8 @@ enum {
     CPU_AVX512_BF16 = 1u << 3, /* vdpbf16ps */
 };
 
-/* Flags of this machine after CONCLAVE_CPU_MASK; an unknown mask value is reported once and
- * ignored. */
+/* Flags of this machine after CONCLAVE_CPU_MASK; an unknown mask value is reported and ignored.
+ * Call once, at start. */
 unsigned cpu_flags(void);
 
 #endif

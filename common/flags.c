@@ -39,6 +39,7 @@ static bool
 is_choice(const char *choices, const char *text)
 {
     const size_t len = strlen(text);
+    if (strchr(text, '|') != NULL) return false; /* "ep|tp" is a part of "ep|tp" */
     for (const char *at = choices; len != 0 && at != NULL; at = strchr(at, '|')) {
         if (*at == '|') at++;
         if (strncmp(at, text, len) == 0 && (at[len] == '|' || at[len] == '\0')) return true;
@@ -136,6 +137,7 @@ from_config(flags *f, const flag_spec *specs, size_t count, const char *path, er
             err = err_set(eb, MOE_EINVAL, "%s: no option is called \"%s\"", path, item->string);
             goto done;
         }
+        if (cJSON_IsNull(item)) continue; /* as good as absent */
         char *value =
             cJSON_IsString(item) ? strdup(item->valuestring) : cJSON_PrintUnformatted(item);
         if (value == NULL) {
@@ -193,7 +195,7 @@ from_command_line(flags *f, const flag_spec *specs, size_t count, int argc, char
         }
         const bool is_config = same_name("config", name, len);
         const flag_spec *s = is_config ? NULL : find(specs, count, name, len);
-        const bool negated = s == NULL && len > 3 && strncmp(name, "no-", 3) == 0 && !equals;
+        const bool negated = s == NULL && len > 3 && same_name("no-", name, 3) && !equals;
         if (negated) s = find(specs, count, name + 3, len - 3);
         if (!is_config && (s == NULL || (negated && s->kind != FLAG_BOOL)))
             return err_set(eb, MOE_EINVAL, "unknown option %s (--help lists them)", arg);

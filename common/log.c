@@ -51,15 +51,17 @@ log_write(log_level level, const char *subsystem, const char *fmt, ...)
     size_t n = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
     n += (size_t)snprintf(line + n, sizeof line - n, ".%03ldZ %c %s %s: ", now.tv_nsec / 1000000,
                           "EWID"[level], role_name, subsystem);
+    if (n > sizeof line - 1) n = sizeof line - 1; /* a subsystem's name without end */
     va_list ap;
     va_start(ap, fmt);
     int body = vsnprintf(line + n, sizeof line - n, fmt, ap);
     va_end(ap);
     if (body > 0) n += (size_t)body;
     if (n > sizeof line - 2) n = sizeof line - 2; /* keep room for the newline */
-    /* One event, one line: text from outside must not forge a second one. */
+    /* One event, one line: text from outside must not forge a second one, nor steer a terminal. */
     for (size_t i = 0; i < n; i++) {
-        if (line[i] == '\n' || line[i] == '\r') line[i] = ' ';
+        const unsigned char c = (unsigned char)line[i];
+        if (c < 0x20 || c == 0x7f) line[i] = ' ';
     }
     line[n++] = '\n';
     ssize_t unused = write(STDERR_FILENO, line, n);

@@ -5,6 +5,8 @@
  * Texts are sentences followed by key=value pairs; keys carry their unit (prefill_ms=).  Nothing is
  * logged per token above LOG_LEVEL_DEBUG.  The level is tested before anything is formatted.
  *
+ * Control characters become spaces, and a line is cut at 1023 bytes.
+ *
  * Threads: any thread may log; a line is written with one write(2).
  */
 #ifndef MOE_COMMON_LOG_H

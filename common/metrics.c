@@ -145,7 +145,7 @@ print_histogram(const metric *x, strbuf *out)
         total += atomic_load_explicit(&x->buckets[i], memory_order_relaxed);
         strbuf_printf(out, "%s_bucket{%s%sle=\"", x->name, labels, comma);
         if (i < x->bound_count)
-            strbuf_printf(out, "%g", x->bounds[i]);
+            strbuf_printf(out, "%.15g", x->bounds[i]);
         else
             strbuf_puts(out, "+Inf");
         strbuf_printf(out, "\"} %llu\n", (unsigned long long)total);

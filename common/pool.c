@@ -117,6 +117,7 @@ void
 pool_run(pool *p, pool_fn *fn, void *arg, uint32_t item_count)
 {
     assert(fn != NULL);
+    assert(item_count <= POOL_ITEM_MAX); /* each thread takes one number past the end */
     p->fn = fn;
     p->arg = arg;
     p->item_count = item_count;

@@ -14,6 +14,7 @@
 #include "common/err.h"
 
 #define POOL_THREAD_MAX 256
+#define POOL_ITEM_MAX (UINT32_MAX - POOL_THREAD_MAX)
 
 typedef struct pool pool;
 
@@ -30,7 +31,8 @@ void pool_free(pool *p);
 
 uint32_t pool_size(const pool *p);
 
-/* Call fn(arg, i, thread) once for every i, and return when all calls have returned. */
+/* Call fn(arg, i, thread) once for every i, and return when all calls have returned; what they
+ * wrote can then be read.  item_count <= POOL_ITEM_MAX. */
 void pool_run(pool *p, pool_fn *fn, void *arg, uint32_t item_count);
 
 #endif
