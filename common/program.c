@@ -1,5 +1,6 @@
 #include "common/program.h"
 
+#include "common/file.h"
 #include "common/log.h"
 
 int
@@ -17,6 +18,8 @@ program_begin(const program *p, flags *f, run_dir *run, int argc, char **argv)
         err = err_set(&eb, MOE_EINVAL, "\"%s\" is no option (--help lists them)", f->words[0]);
     if (!err && needs_model && *p->model == NULL)
         err = err_set(&eb, MOE_EINVAL, "--model is missing");
+    if (!err && needs_model && !file_is_folder(*p->model))
+        err = err_set(&eb, MOE_ENOTFOUND, "--model: %s is no folder", *p->model);
     if (!err) err = run_dir_open(run, *p->run_dir, &eb);
     if (!err) return PROGRAM_GO_ON;
     fprintf(stderr, "%s: %s\n", p->name, eb.text);
