@@ -9,24 +9,21 @@
 #include "common/futex.h"
 #include "common/log.h"
 #include "router/sampler.h"
+#include "router/step_check.h"
 
 #define QUEUE_MAX 2 /* steps in flight */
-#define STOP_TOKENS_MAX 64
-#define BIAS_MAX 1024
 
 /* One running sequence. */
 typedef struct seq_slot {
-    bool used;
+    slot_state *state; /* in stepper.states */
     uint32_t prompt_len;
-    uint32_t known;    /* tokens in history: positions 0 .. known-1 are filled */
-    uint32_t *history; /* [max_model_len] */
-    uint32_t *blocks;  /* [blocks_max] */
-    uint32_t block_count;
+    uint32_t *history;      /* [max_model_len]; state->known are filled */
+    uint32_t *blocks;       /* [blocks_max]; state->block_count are filled */
     sampling_params params; /* its arrays point into the fields below */
     int32_t num_logprobs;
-    uint32_t stop_ids[STOP_TOKENS_MAX];
-    uint32_t bias_ids[BIAS_MAX];
-    double bias_values[BIAS_MAX];
+    uint32_t stop_ids[STEP_STOP_TOKENS_MAX];
+    uint32_t bias_ids[STEP_BIAS_MAX];
+    double bias_values[STEP_BIAS_MAX];
 } seq_slot;
 
 /* Reply parts of one step, sized for the limits. */
@@ -44,6 +41,8 @@ struct stepper {
     stepper_config config;
     uint32_t blocks_max; /* of one sequence */
     seq_slot *slots;     /* [max_num_seqs] */
+    slot_state *states;  /* [max_num_seqs] */
+    step_rules rules;
     uint32_t *history_memory, *block_memory;
     sampler *sampler;
     step_seq *seqs; /* [max_num_seqs] */
@@ -64,106 +63,18 @@ struct stepper {
     stepper_stats stats;
 };
 
-/* ---- checking a request, and applying it to the slots ---- */
-
-static moe_err
-check_sampling(const Conclave__Sampling *p, errbuf *eb)
-{
-    if (p == NULL) return err_set(eb, MOE_EINVAL, "init without sampling parameters");
-    if (p->n_stop_token_ids > STOP_TOKENS_MAX || p->n_bias_ids > BIAS_MAX ||
-        p->n_bias_ids != p->n_bias_values)
-        return err_set(eb, MOE_EINVAL,
-                       "%zu stop tokens, %zu and %zu bias entries: too many, or uneven",
-                       p->n_stop_token_ids, p->n_bias_ids, p->n_bias_values);
-    if (!isfinite(p->temperature) || !isfinite(p->top_p) || !isfinite(p->min_p) ||
-        p->num_logprobs > (int32_t)SAMPLER_TOP_MAX)
-        return err_set(eb, MOE_EINVAL,
-                       "a sampling parameter is not finite, or num_logprobs %d is above %u",
-                       p->num_logprobs, SAMPLER_TOP_MAX);
-    return MOE_OK;
-}
-
-static moe_err
-check_blocks(const stepper *s, const Conclave__SeqWork *w, const seq_slot *slot, errbuf *eb)
-{
-    const uint32_t have = w->init ? 0 : slot->block_count;
-    if (w->n_blocks > 0 && (w->block_start > have || w->n_blocks > s->blocks_max - w->block_start))
-        return err_set(eb, MOE_EINVAL,
-                       "slot %u: %zu blocks from index %u on do not follow %u known ones", w->slot,
-                       w->n_blocks, w->block_start, have);
-    for (size_t i = 0; i < w->n_blocks; i++) {
-        if (w->blocks[i] >= s->config.kv_block_count)
-            return err_set(eb, MOE_EINVAL, "slot %u: block %u is not below %u", w->slot,
-                           w->blocks[i], s->config.kv_block_count);
-    }
-    const uint64_t covered = w->n_blocks > 0 ? w->block_start + w->n_blocks : have;
-    const uint64_t end = (uint64_t)w->start_pos + w->n_tokens;
-    if (end > s->config.max_model_len || covered * KV_BLOCK_TOKENS < end)
-        return err_set(eb, MOE_EINVAL, "slot %u: %llu blocks do not cover positions up to %llu",
-                       w->slot, (unsigned long long)covered, (unsigned long long)end);
-    return MOE_OK;
-}
-
-static moe_err
-check_work(const stepper *s, const Conclave__SeqWork *w, errbuf *eb)
-{
-    if (w->slot >= s->config.max_num_seqs)
-        return err_set(eb, MOE_EINVAL, "slot %u is not below %u", w->slot, s->config.max_num_seqs);
-    if (s->slot_seen[w->slot]) return err_set(eb, MOE_EINVAL, "slot %u is named twice", w->slot);
-    const seq_slot *slot = &s->slots[w->slot];
-    if (w->token_is_last_sampled || w->n_tokens == 0)
-        return err_set(eb, MOE_EINVAL, "slot %u: work without tokens", w->slot);
-    if (w->init != NULL) {
-        const moe_err err = check_sampling(w->init->sampling, eb);
-        if (err) return err;
-        if (w->init->n_cached_tokens != w->start_pos ||
-            w->init->prompt_len > s->config.max_model_len)
-            return err_set(eb, MOE_EINVAL, "slot %u: %zu cached tokens, but the work starts at %u",
-                           w->slot, w->init->n_cached_tokens, w->start_pos);
-    } else if (!slot->used || w->start_pos != slot->known) {
-        return err_set(eb, MOE_EINVAL, "slot %u: work at position %u, but %u are known", w->slot,
-                       w->start_pos, slot->used ? slot->known : 0);
-    }
-    if (w->has_next_token && w->next_token >= s->config.vocab_size)
-        return err_set(eb, MOE_EINVAL, "slot %u: next_token %u is not below %u", w->slot,
-                       w->next_token, s->config.vocab_size);
-    return check_blocks(s, w, slot, eb);
-}
-
-static moe_err
-check_request(stepper *s, const Conclave__StepRequest *r, errbuf *eb)
-{
-    if (r->n_work > s->config.max_num_seqs)
-        return err_set(eb, MOE_ERANGE, "%zu sequences in a step, at most %u", r->n_work,
-                       s->config.max_num_seqs);
-    if (r->router_incarnation != s->config.incarnation)
-        return err_set(eb, MOE_ECLOSED, "the step counts on another router's KV cache");
-    if (s->last_step != 0 && r->step != s->last_step + 1 && r->step != 1)
-        return err_set(eb, MOE_EINVAL, "step %llu does not follow step %llu",
-                       (unsigned long long)r->step, (unsigned long long)s->last_step);
-    memset(s->slot_seen, 0, s->config.max_num_seqs * sizeof *s->slot_seen);
-    uint64_t tokens = 0;
-    for (size_t i = 0; i < r->n_work; i++) {
-        const moe_err err = check_work(s, r->work[i], eb);
-        if (err) return err;
-        s->slot_seen[r->work[i]->slot] = true;
-        tokens += r->work[i]->n_tokens;
-    }
-    if (tokens > s->config.max_num_batched_tokens)
-        return err_set(eb, MOE_ERANGE, "%llu tokens in a step, at most %u",
-                       (unsigned long long)tokens, s->config.max_num_batched_tokens);
-    return MOE_OK;
-}
+/* ---- applying a request to the slots ---- */
 
 static void
 init_slot(seq_slot *slot, const Conclave__SeqInit *init)
 {
     const Conclave__Sampling *p = init->sampling;
-    slot->used = true;
+    slot->state->used = true;
     slot->prompt_len = init->prompt_len;
-    slot->block_count = 0;
-    slot->known = (uint32_t)init->n_cached_tokens;
-    if (slot->known) memcpy(slot->history, init->cached_tokens, slot->known * sizeof(uint32_t));
+    slot->state->block_count = 0;
+    slot->state->known = (uint32_t)init->n_cached_tokens;
+    if (slot->state->known)
+        memcpy(slot->history, init->cached_tokens, slot->state->known * sizeof(uint32_t));
     if (p->n_stop_token_ids)
         memcpy(slot->stop_ids, p->stop_token_ids, p->n_stop_token_ids * sizeof(uint32_t));
     if (p->n_bias_ids) {
@@ -196,10 +107,10 @@ apply_work(stepper *s, const Conclave__SeqWork *w, step_seq *out)
     if (w->init != NULL) init_slot(slot, w->init);
     if (w->n_blocks > 0) {
         memcpy(slot->blocks + w->block_start, w->blocks, w->n_blocks * sizeof(uint32_t));
-        slot->block_count = w->block_start + (uint32_t)w->n_blocks;
+        slot->state->block_count = w->block_start + (uint32_t)w->n_blocks;
     }
     memcpy(slot->history + w->start_pos, w->tokens, w->n_tokens * sizeof(uint32_t));
-    slot->known = w->start_pos + (uint32_t)w->n_tokens;
+    slot->state->known = w->start_pos + (uint32_t)w->n_tokens;
     *out = (step_seq){.start_pos = w->start_pos,
                       .token_count = (uint32_t)w->n_tokens,
                       .tokens = w->tokens,
@@ -251,7 +162,7 @@ on_logits(void *user, uint32_t seq, uint32_t token_index, const float *logits)
     if (!w->sample || !last) return;
     result->sampled = 1;
     result->token = sampler_sample(s->sampler, &slot->params, logits, slot->history,
-                                   slot->prompt_len, slot->known, slot->known);
+                                   slot->prompt_len, slot->state->known, slot->state->known);
     if (slot->num_logprobs >= 0)
         result->logprobs = report(s, logits, result->token, slot->num_logprobs);
 }
@@ -270,7 +181,7 @@ clear_reply(stepper *s, const Conclave__StepRequest *r)
 static moe_err
 run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply, errbuf *eb)
 {
-    moe_err err = check_request(s, r, eb);
+    moe_err err = step_check(&s->rules, s->states, s->slot_seen, s->last_step, r, eb);
     if (err) return err;
     expert_fleet fleet;
     if (!membership_enter(s->config.membership, &fleet)) {
@@ -361,6 +272,7 @@ allocate(stepper *s)
     const size_t logprobs = (size_t)seqs + s->config.max_num_batched_tokens;
     s->blocks_max = (s->config.max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
     s->slots = calloc(seqs, sizeof *s->slots);
+    s->states = calloc(seqs, sizeof *s->states);
     s->history_memory = calloc((size_t)seqs * s->config.max_model_len, sizeof(uint32_t));
     s->block_memory = calloc((size_t)seqs * s->blocks_max, sizeof(uint32_t));
     s->seqs = calloc(seqs, sizeof *s->seqs);
@@ -372,11 +284,12 @@ allocate(stepper *s)
     r->prompt_pointers = calloc(s->config.max_num_batched_tokens, sizeof *r->prompt_pointers);
     r->top_ids = calloc(logprobs * SAMPLER_TOP_MAX, sizeof *r->top_ids);
     r->top_values = calloc(logprobs * SAMPLER_TOP_MAX, sizeof *r->top_values);
-    if (!s->slots || !s->history_memory || !s->block_memory || !s->seqs || !s->slot_seen ||
-        !r->results || !r->pointers || !r->logprobs || !r->prompt_pointers || !r->top_ids ||
-        !r->top_values)
+    if (!s->slots || !s->states || !s->history_memory || !s->block_memory || !s->seqs ||
+        !s->slot_seen || !r->results || !r->pointers || !r->logprobs || !r->prompt_pointers ||
+        !r->top_ids || !r->top_values)
         return false;
     for (uint32_t i = 0; i < seqs; i++) {
+        s->slots[i].state = &s->states[i];
         s->slots[i].history = s->history_memory + (size_t)i * s->config.max_model_len;
         s->slots[i].blocks = s->block_memory + (size_t)i * s->blocks_max;
     }
@@ -405,6 +318,12 @@ stepper_start(stepper **out, const stepper_config *config, errbuf *eb)
     stepper *s = calloc(1, sizeof *s);
     if (s == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     s->config = *config;
+    s->rules = (step_rules){.vocab_size = config->vocab_size,
+                            .max_num_seqs = config->max_num_seqs,
+                            .max_num_batched_tokens = config->max_num_batched_tokens,
+                            .max_model_len = config->max_model_len,
+                            .kv_block_count = config->kv_block_count,
+                            .incarnation = config->incarnation};
     pthread_mutex_init(&s->lock, NULL);
     moe_err err = allocate(s) ? sampler_create(&s->sampler, config->vocab_size) : MOE_ENOMEM;
     if (err) {

@@ -1,0 +1,103 @@
+#include "router/step_check.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/attention.h"
+#include "router/sampler.h"
+
+static moe_err
+check_sampling(const Conclave__Sampling *p, errbuf *eb)
+{
+    if (p == NULL) return err_set(eb, MOE_EINVAL, "init without sampling parameters");
+    if (p->n_stop_token_ids > STEP_STOP_TOKENS_MAX || p->n_bias_ids > STEP_BIAS_MAX ||
+        p->n_bias_ids != p->n_bias_values)
+        return err_set(eb, MOE_EINVAL,
+                       "%zu stop tokens, %zu and %zu bias entries: too many, or uneven",
+                       p->n_stop_token_ids, p->n_bias_ids, p->n_bias_values);
+    if (!isfinite(p->temperature) || !isfinite(p->top_p) || !isfinite(p->min_p) ||
+        p->num_logprobs > (int32_t)SAMPLER_TOP_MAX)
+        return err_set(eb, MOE_EINVAL,
+                       "a sampling parameter is not finite, or num_logprobs %d is above %u",
+                       p->num_logprobs, SAMPLER_TOP_MAX);
+    return MOE_OK;
+}
+
+static moe_err
+check_blocks(const step_rules *rules, const slot_state *slot, const Conclave__SeqWork *w,
+             errbuf *eb)
+{
+    const uint32_t have = w->init ? 0 : slot->block_count;
+    const uint32_t blocks_max = (rules->max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    if (w->n_blocks > 0 && (w->block_start > have || w->n_blocks > blocks_max - w->block_start))
+        return err_set(eb, MOE_EINVAL,
+                       "slot %u: %zu blocks from index %u on do not follow %u known ones", w->slot,
+                       w->n_blocks, w->block_start, have);
+    for (size_t i = 0; i < w->n_blocks; i++) {
+        if (w->blocks[i] >= rules->kv_block_count)
+            return err_set(eb, MOE_EINVAL, "slot %u: block %u is not below %u", w->slot,
+                           w->blocks[i], rules->kv_block_count);
+    }
+    const uint64_t covered = w->n_blocks > 0 ? w->block_start + w->n_blocks : have;
+    const uint64_t end = (uint64_t)w->start_pos + w->n_tokens;
+    if (end > rules->max_model_len || covered * KV_BLOCK_TOKENS < end)
+        return err_set(eb, MOE_EINVAL, "slot %u: %llu blocks do not cover positions up to %llu",
+                       w->slot, (unsigned long long)covered, (unsigned long long)end);
+    return MOE_OK;
+}
+
+static moe_err
+check_work(const step_rules *rules, const slot_state *slot, const Conclave__SeqWork *w, errbuf *eb)
+{
+    if (w->token_is_last_sampled || w->n_tokens == 0)
+        return err_set(eb, MOE_EINVAL, "slot %u: work without tokens", w->slot);
+    if (w->init != NULL) {
+        const moe_err err = check_sampling(w->init->sampling, eb);
+        if (err) return err;
+        if (w->init->n_cached_tokens != w->start_pos || w->init->prompt_len > rules->max_model_len)
+            return err_set(eb, MOE_EINVAL, "slot %u: %zu cached tokens, but the work starts at %u",
+                           w->slot, w->init->n_cached_tokens, w->start_pos);
+    } else if (!slot->used || w->start_pos != slot->known) {
+        return err_set(eb, MOE_EINVAL, "slot %u: work at position %u, but %u are known", w->slot,
+                       w->start_pos, slot->used ? slot->known : 0);
+    }
+    if (w->has_next_token && w->next_token >= rules->vocab_size)
+        return err_set(eb, MOE_EINVAL, "slot %u: next_token %u is not below %u", w->slot,
+                       w->next_token, rules->vocab_size);
+    for (size_t i = 0; i < w->n_tokens; i++) {
+        if (w->tokens[i] >= rules->vocab_size)
+            return err_set(eb, MOE_EINVAL, "slot %u: token id %u is not below %u", w->slot,
+                           w->tokens[i], rules->vocab_size);
+    }
+    return check_blocks(rules, slot, w, eb);
+}
+
+moe_err
+step_check(const step_rules *rules, const slot_state *slots, bool *seen, uint64_t last_step,
+           const Conclave__StepRequest *request, errbuf *eb)
+{
+    if (request->n_work > rules->max_num_seqs)
+        return err_set(eb, MOE_ERANGE, "%zu sequences in a step, at most %u", request->n_work,
+                       rules->max_num_seqs);
+    if (request->router_incarnation != rules->incarnation)
+        return err_set(eb, MOE_ECLOSED, "the step counts on another router's KV cache");
+    if (last_step != 0 && request->step != last_step + 1 && request->step != 1)
+        return err_set(eb, MOE_EINVAL, "step %llu does not follow step %llu",
+                       (unsigned long long)request->step, (unsigned long long)last_step);
+    memset(seen, 0, rules->max_num_seqs * sizeof *seen);
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < request->n_work; i++) {
+        const Conclave__SeqWork *w = request->work[i];
+        if (w->slot >= rules->max_num_seqs)
+            return err_set(eb, MOE_EINVAL, "slot %u is not below %u", w->slot, rules->max_num_seqs);
+        if (seen[w->slot]) return err_set(eb, MOE_EINVAL, "slot %u is named twice", w->slot);
+        seen[w->slot] = true;
+        const moe_err err = check_work(rules, &slots[w->slot], w, eb);
+        if (err) return err;
+        tokens += w->n_tokens;
+    }
+    if (tokens > rules->max_num_batched_tokens)
+        return err_set(eb, MOE_ERANGE, "%llu tokens in a step, at most %u",
+                       (unsigned long long)tokens, rules->max_num_batched_tokens);
+    return MOE_OK;
+}
