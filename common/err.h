@@ -38,7 +38,8 @@ typedef struct errbuf {
 const char *moe_err_name(moe_err err);
 
 /* Write the explanation (cut to MOE_ERR_TEXT_MAX - 1 bytes) and return code, so that
- * `return err_set(eb, MOE_EINVAL, "%s: ...", path);` is one statement.  eb may be NULL. */
+ * `return err_set(eb, MOE_EINVAL, "%s: ...", path);` is one statement.  eb may be NULL; the
+ * arguments must not point into it. */
 moe_err err_set(errbuf *eb, moe_err code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -15,10 +15,12 @@ struct compute {
     const kernel_table *kernels;
     pool *pool;
     pthread_t thread;
-    pthread_mutex_t lock; /* guards store, ffn, stats; held while a group is computed */
+    pthread_mutex_t
+        lock; /* guards store, ffn, row_max, epoch, stats; held while a group is computed */
     expert_store *store;
     ffn *ffn;
     uint32_t row_max;
+    uint64_t epoch; /* the oldest placement that is still served */
     compute_stats stats;
 };
 
@@ -37,6 +39,28 @@ serve_group(compute *c, const dispatch_view *views, uint32_t count)
     c->stats.busy_ns += busy;
 }
 
+/* A dispatch of an old placement may count on experts that are gone; one larger than was agreed has
+ * no room. */
+static bool
+acceptable(const compute *c, const dispatch_view *view)
+{
+    return c->store == NULL || (view->hdr.epoch >= c->epoch && view->hdr.row_count <= c->row_max);
+}
+
+/* Answers the others and closes the gaps; returns how many are left. */
+static uint32_t
+refuse_unacceptable(compute *c, dispatch_view *views, uint32_t count)
+{
+    uint32_t good = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (acceptable(c, &views[i]))
+            views[good++] = views[i];
+        else
+            worker_end_reply(c->exchange, &views[i], WIRE_STATUS_REFUSED, 0);
+    }
+    return good;
+}
+
 static void *
 compute_main(void *arg)
 {
@@ -46,13 +70,9 @@ compute_main(void *arg)
         const uint32_t count = worker_end_take(c->exchange, views, VIEWS_MAX);
         if (count == 0) continue;
         pthread_mutex_lock(&c->lock);
-        for (uint32_t i = 0, n; i < count; i += n) {
-            n = 1;
-            if (c->store != NULL && views[i].hdr.row_count > c->row_max) {
-                worker_end_reply(c->exchange, &views[i], WIRE_STATUS_REFUSED, 0);
-                continue;
-            }
-            if (c->store != NULL) n = ffn_group(c->ffn, views + i, count - i);
+        const uint32_t good = refuse_unacceptable(c, views, count);
+        for (uint32_t i = 0, n; i < good; i += n) {
+            n = c->store != NULL ? ffn_group(c->ffn, views + i, good - i) : 1;
             serve_group(c, views + i, n);
         }
         pthread_mutex_unlock(&c->lock);
@@ -93,7 +113,8 @@ compute_stop(compute *c)
 }
 
 moe_err
-compute_load(compute *c, expert_store *store, uint32_t num_experts, uint32_t row_max, errbuf *eb)
+compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_experts,
+             uint32_t row_max, errbuf *eb)
 {
     ffn *f;
     const moe_err err = ffn_create(&f, c->kernels, c->pool, expert_store_layout(store), row_max,
@@ -106,6 +127,7 @@ compute_load(compute *c, expert_store *store, uint32_t num_experts, uint32_t row
     c->store = store;
     c->ffn = f;
     c->row_max = row_max;
+    c->epoch = epoch;
     c->stats.experts_hosted = expert_store_count(store);
     c->stats.bytes_hosted = expert_store_bytes(store);
     pthread_mutex_unlock(&c->lock);

@@ -30,8 +30,8 @@ void compute_stop(compute *c);
 
 /* Use this store from the next group on; takes ownership and frees the one before.  row_max: rows
  * of the largest dispatch (token_max * top_k). */
-moe_err compute_load(compute *c, expert_store *store, uint32_t num_experts, uint32_t row_max,
-                     errbuf *eb);
+moe_err compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_experts,
+                     uint32_t row_max, errbuf *eb);
 
 void compute_get_stats(compute *c, compute_stats *out);
 

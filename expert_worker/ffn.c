@@ -103,7 +103,7 @@ ffn_group(const ffn *f, const dispatch_view *views, uint32_t count)
     return n;
 }
 
-/* Biggest expert first, so that no thread ends up alone with it; equal experts side by side. */
+/* An expert's rows from several dispatches side by side: its weights are still in the cache. */
 static int
 compare_spans(const void *a, const void *b)
 {

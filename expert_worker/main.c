@@ -4,9 +4,8 @@
 #include <stdlib.h>
 
 #include "common/cpu.h"
-#include "common/flags.h"
 #include "common/log.h"
-#include "common/run_dir.h"
+#include "common/program.h"
 #include "expert_worker/service.h"
 
 static worker_service *running;
@@ -124,31 +123,24 @@ main(int argc, char **argv)
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };
-    const size_t count = sizeof specs / sizeof specs[0];
-    flags f = {0};
-    errbuf eb = {{0}};
+    const program p = {.name = "conclave-worker",
+                       .usage = "conclave-worker --model DIR --run-dir DIR --worker-id N",
+                       .summary = "Hosts experts and computes their feed-forward.",
+                       .specs = specs,
+                       .spec_count = sizeof specs / sizeof specs[0],
+                       .model = &o.model,
+                       .run_dir = &o.run_dir,
+                       .log_level = &o.log_level};
+    flags f;
     run_dir run;
-    moe_err err = flags_parse(&f, specs, count, argc, argv, &eb);
-    if (!err && f.help) {
-        flags_print_help(stdout, "conclave-worker --model DIR --run-dir DIR --worker-id N",
-                         "Hosts experts and computes their feed-forward.", specs, count);
-        flags_fini(&f);
-        return 0;
+    int rc = program_begin(&p, &f, &run, argc, argv);
+    if (rc == PROGRAM_GO_ON) {
+        char role[32];
+        errbuf eb = {{0}};
+        snprintf(role, sizeof role, "worker-%lld", (long long)o.worker_id);
+        program_log(&p, role);
+        rc = serve(&o, &run, &eb);
     }
-    if (!err && f.word_count) err = err_set(&eb, MOE_EINVAL, "what is \"%s\"?", f.words[0]);
-    if (!err && o.model == NULL) err = err_set(&eb, MOE_EINVAL, "--model is missing");
-    if (!err) err = run_dir_open(&run, o.run_dir, &eb);
-    if (err) {
-        fprintf(stderr, "conclave-worker: %s\n", eb.text);
-        flags_fini(&f);
-        return 2;
-    }
-    log_level level = LOG_LEVEL_INFO;
-    char role[32];
-    snprintf(role, sizeof role, "worker-%lld", (long long)o.worker_id);
-    log_level_parse(o.log_level, &level);
-    log_init(role, level);
-    const int rc = serve(&o, &run, &eb);
     flags_fini(&f);
     return rc;
 }

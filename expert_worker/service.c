@@ -30,7 +30,8 @@ struct worker_service {
     pthread_mutex_t lock;   /* guards queue */
     job queue[QUEUE_MAX];
     uint32_t queued;
-    _Atomic uint32_t bell; /* rung when something was queued, or to stop */
+    _Atomic uint32_t bell;      /* rung when something was queued, or to stop */
+    _Atomic uint32_t stop_bell; /* rung once, so that a stop need not wait for a heartbeat */
     _Atomic bool stopping;
     bool registered; /* presence thread only */
     errbuf refusal;  /* why the router will not have us */
@@ -117,7 +118,7 @@ load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf 
                                       (uint32_t)r->n_experts, s->config.load_pool, eb);
     if (err) return err;
     *bytes = expert_store_bytes(store);
-    err = compute_load(s->config.compute, store, config->num_experts, r->row_max, eb);
+    err = compute_load(s->config.compute, store, r->epoch, config->num_experts, r->row_max, eb);
     if (err) {
         expert_store_free(store);
         return err;
@@ -258,7 +259,7 @@ register_worker(worker_service *s, errbuf *eb)
     const moe_err err =
         rpc_call_sync(s->router, 1, &request.base, REGISTER_TIMEOUT_MS, &response, &status, eb);
     if (err) {
-        if (status == RPC_FAILED_PRECONDITION) return err_set(eb, MOE_EMISMATCH, "%s", eb->text);
+        if (status == RPC_FAILED_PRECONDITION) return MOE_EMISMATCH;
         return status == RPC_PERMISSION_DENIED ? MOE_EPERM : MOE_EBUSY;
     }
     const Conclave__RegisterReply *reply = (const void *)response;
@@ -303,9 +304,8 @@ presence_main(void *arg)
                 return eb;
             }
         }
-        const struct timespec pause = {.tv_sec = s->heartbeat_ms / 1000,
-                                       .tv_nsec = (long)(s->heartbeat_ms % 1000) * 1000000};
-        nanosleep(&pause, NULL);
+        if (!atomic_load(&s->stopping))
+            futex_wait_change(&s->stop_bell, 0, clock_now_ns() + s->heartbeat_ms * NS_PER_MS);
     }
     return NULL;
 }
@@ -339,6 +339,7 @@ worker_service_stop(worker_service *s)
 {
     atomic_store(&s->stopping, true);
     futex_bump(&s->bell);
+    futex_bump(&s->stop_bell);
 }
 
 void

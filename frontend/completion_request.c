@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "common/hash.h"
 #include "common/json.h"
 #include "frontend/detok.h"
 #include "frontend/utf8.h"
@@ -367,6 +368,11 @@ draw_seed(parser *p, completion_prompt *prompt)
 {
     if (p->has_seed) {
         prompt->seed = (uint64_t)p->seed;
+        return true;
+    }
+    if (p->limits->fixed_seed) {
+        prompt->seed =
+            hash_bytes(p->limits->base_seed, prompt->ids, prompt->count * sizeof *prompt->ids);
         return true;
     }
     if (getrandom(&prompt->seed, sizeof prompt->seed, 0) != (ssize_t)sizeof prompt->seed)

@@ -36,6 +36,9 @@ typedef struct completion_limits {
     uint32_t max_model_len;
     uint32_t token_bytes_max; /* bytes of the longest token: a text of more than max_model_len times
                                  this is refused before it is encoded */
+    bool fixed_seed; /* a prompt without a seed of its own gets one made from base_seed and its ids,
+                        so that the same request has the same answer; else one is drawn */
+    uint64_t base_seed;
 } completion_limits;
 
 typedef struct completion_prompt {

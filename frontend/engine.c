@@ -14,6 +14,8 @@
 #include "proto/rpc.h"
 
 #define STEP_TIMEOUT_MS (600u * 1000)
+#define STEP_PATIENCE_MS 5000u /* after that a step is left if nobody wants its tokens any more */
+#define CALL_POLL_MS 50        /* how soon a call is left when the engine stops */
 #define HEALTH_TIMEOUT_MS 2000
 #define HEALTH_POLL_MS 100  /* while not ready */
 #define HEALTH_IDLE_MS 1000 /* while nothing runs */
@@ -27,7 +29,8 @@ typedef struct sequence {
     seq_id id;
     gen_sink *sink;
     void *user;
-    const gen_params *params;
+    gen_params params; /* own copy: the caller's may be gone once the sink has its last event, but
+                          the scheduler looks at them once more */
     uint32_t prompt_len;
     uint32_t
         prompt_reported; /* prompt positions whose logprobs were handed out: next is this + 1 */
@@ -53,19 +56,20 @@ struct engine {
     engine_metrics metrics;
     pthread_t thread;
 
-    pthread_mutex_t lock; /* guards scheduler, reserved, aborts, detail, refusal */
+    pthread_mutex_t lock; /* guards scheduler, reserved, aborts, detail */
     scheduler *scheduler; /* NULL until the router has told its limits */
     uint32_t reserved;
     seq_id *aborts; /* [abort_max] */
     uint32_t abort_count, abort_max;
-    char detail[192], refusal[256];
+    char detail[192];
+    char refusal[256]; /* written once, before `refused` is set */
 
     _Atomic uint32_t bell;
     _Atomic bool stopping, ready, refused;
     _Atomic uint32_t max_model_len;
 
     /* Engine thread only. */
-    uint32_t max_num_seqs;
+    scheduler_config limits; /* what the first router said; every later one must say the same */
     uint64_t router_incarnation;
     uint64_t step;
     request_store request;
@@ -140,7 +144,7 @@ tell_token(engine *e, sequence *q, const seq_work *w, const Conclave__SeqResult 
 static void
 fill_sampling(Conclave__Sampling *out, sequence *q)
 {
-    const gen_params *p = q->params;
+    const gen_params *p = &q->params;
     conclave__sampling__init(out);
     out->temperature = p->temperature;
     out->top_p = p->top_p;
@@ -173,7 +177,7 @@ fill_work(engine *e, uint32_t i, const seq_work *w)
     out->n_blocks = w->block_count;
     out->blocks = (uint32_t *)(uintptr_t)w->blocks;
     out->sample = w->sample;
-    out->prompt_logprobs = q->params->prompt_logprobs && w->start_pos + 1 < q->prompt_len &&
+    out->prompt_logprobs = q->params.prompt_logprobs && w->start_pos + 1 < q->prompt_len &&
                            q->prompt_reported + 1 < q->prompt_len;
     out->has_next_token = out->prompt_logprobs && end < q->prompt_len;
     if (out->has_next_token) out->next_token = w->all_tokens[end];
@@ -181,8 +185,8 @@ fill_work(engine *e, uint32_t i, const seq_work *w)
 
     Conclave__SeqInit *init = &e->request.inits[i];
     conclave__seq_init__init(init);
-    init->seed = q->params->seed;
-    init->choice = q->params->choice;
+    init->seed = q->params.seed;
+    init->choice = q->params.choice;
     init->prompt_len = w->prompt_len;
     init->n_cached_tokens = w->start_pos;
     init->cached_tokens = (uint32_t *)(uintptr_t)w->all_tokens;
@@ -193,45 +197,88 @@ fill_work(engine *e, uint32_t i, const seq_work *w)
     q->started = true;
 }
 
+/* Every running sequence goes back to waiting, and the next step is a first one: the router may or
+ * may not have seen the one that failed, and a first step is all it takes after either. */
+static void
+start_over_locked(engine *e)
+{
+    scheduler_rollback(e->scheduler);
+    e->step = 0;
+}
+
+/* A plan's pointers are stale once it was committed or rolled back: keep its sequences.  The
+ * request's pointers are free by then. */
+static sequence **
+keep_sequences(engine *e, const step_plan *plan)
+{
+    sequence **kept = (sequence **)(void *)e->request.pointers;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        kept[i] = plan->work[i].user;
+    }
+    return kept;
+}
+
 static void
 end_planned(engine *e, const step_plan *plan, const char *why)
 {
-    /* The sequences of the plan, before rollback makes its pointers stale. */
     const uint32_t count = plan->count;
-    sequence **ended = malloc(count * sizeof *ended);
-    for (uint32_t i = 0; i < count && ended != NULL; i++) {
-        ended[i] = plan->work[i].user;
-    }
+    sequence **ended = keep_sequences(e, plan);
     pthread_mutex_lock(&e->lock);
-    scheduler_rollback(e->scheduler);
-    for (uint32_t i = 0; i < count && ended != NULL; i++) {
+    start_over_locked(e);
+    for (uint32_t i = 0; i < count; i++) {
         scheduler_abort(e->scheduler, ended[i]->id);
     }
     pthread_mutex_unlock(&e->lock);
-    for (uint32_t i = 0; i < count && ended != NULL; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         end_sequence(ended[i], FINISH_ERROR, why);
     }
-    free(ended);
 }
 
 static void
 lose_router(engine *e, const char *why)
 {
-    LOG_WARN("engine", "the router is not serving: %s", why);
+    if (!atomic_load(&e->stopping)) LOG_WARN("engine", "the router is not serving: %s", why);
     atomic_store(&e->ready, false);
     pthread_mutex_lock(&e->lock);
     snprintf(e->detail, sizeof e->detail, "%.180s", why);
-    scheduler_rollback(e->scheduler);
+    start_over_locked(e);
     pthread_mutex_unlock(&e->lock);
 }
 
 static bool
-reply_fits(const step_plan *plan, const Conclave__StepReply *reply)
+logprobs_fit(const engine *e, const Conclave__TokenLogprobs *l)
 {
-    if (reply->n_results != plan->count) return false;
+    for (size_t i = 0; i < l->n_top_ids; i++) {
+        if (l->top_ids[i] >= e->config.vocab_size) return false;
+    }
+    return true;
+}
+
+/* Does a result hold what its work asked for?  Sinks count on it. */
+static bool
+result_fits(const engine *e, const seq_work *w, const Conclave__SeqWork *asked,
+            const Conclave__SeqResult *r)
+{
+    if (r->slot != w->slot) return false;
+    const size_t prompt_logprobs =
+        asked->prompt_logprobs ? asked->n_tokens - 1 + asked->has_next_token : 0;
+    if (r->n_prompt_logprobs != prompt_logprobs) return false;
+    for (size_t i = 0; i < r->n_prompt_logprobs; i++) {
+        if (!logprobs_fit(e, r->prompt_logprobs[i])) return false;
+    }
+    if (!w->sample) return true;
+    if (!r->sampled || r->token >= e->config.vocab_size) return false;
+    const sequence *q = w->user;
+    if (q->params.num_logprobs >= 0 && r->logprobs == NULL) return false;
+    return r->logprobs == NULL || logprobs_fit(e, r->logprobs);
+}
+
+static bool
+reply_fits(const engine *e, const step_plan *plan, const Conclave__StepReply *reply)
+{
+    if (reply->step != e->step || reply->n_results != plan->count) return false;
     for (uint32_t i = 0; i < plan->count; i++) {
-        const Conclave__SeqResult *r = reply->results[i];
-        if (r->slot != plan->work[i].slot || (plan->work[i].sample && !r->sampled)) return false;
+        if (!result_fits(e, &plan->work[i], &e->request.work[i], reply->results[i])) return false;
     }
     return true;
 }
@@ -246,17 +293,44 @@ finish_step(engine *e, const step_plan *plan, const Conclave__StepReply *reply)
         tell_prompt_logprobs(q, w, reply->results[i]);
         if (w->sample) tell_token(e, q, w, reply->results[i], &e->outcomes[i]);
     }
-    /* After commit a finished sequence's work is stale: keep the users. */
-    for (uint32_t i = 0; i < plan->count; i++) {
-        e->request.pointers[i] = (void *)plan->work[i].user;
-    }
     const uint32_t count = plan->count;
+    sequence **told = keep_sequences(e, plan);
     pthread_mutex_lock(&e->lock);
     scheduler_commit(e->scheduler, e->outcomes);
     pthread_mutex_unlock(&e->lock);
     for (uint32_t i = 0; i < count; i++) {
-        if (e->outcomes[i].finished != FINISH_NONE) free((void *)e->request.pointers[i]);
+        if (e->outcomes[i].finished != FINISH_NONE) free(told[i]);
     }
+}
+
+/* A step under way, as leave_step() looks at it. */
+typedef struct step_wait {
+    engine *engine;
+    const step_plan *plan;
+    uint64_t patient_until_ns;
+} step_wait;
+
+/* Whether to wait no longer for a step: this engine stops, or the step takes suspiciously long and
+ * all of its sequences were aborted meanwhile. */
+static bool
+leave_step(void *arg)
+{
+    const step_wait *w = arg;
+    engine *e = w->engine;
+    if (atomic_load(&e->stopping)) return true;
+    if (clock_now_ns() < w->patient_until_ns) return false;
+    uint32_t unwanted = 0;
+    pthread_mutex_lock(&e->lock);
+    for (uint32_t i = 0; i < w->plan->count; i++) {
+        for (uint32_t a = 0; a < e->abort_count; a++) {
+            if (e->aborts[a] != w->plan->work[i].id) continue;
+            unwanted++;
+            break;
+        }
+        if (unwanted <= i) break;
+    }
+    pthread_mutex_unlock(&e->lock);
+    return unwanted == w->plan->count;
 }
 
 /* Returns false when there was nothing to run. */
@@ -282,13 +356,15 @@ run_step(engine *e)
     ProtobufCMessage *response;
     rpc_status status;
     errbuf eb = {{0}};
-    rpc_call_sync(e->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, &response, &status, &eb);
+    step_wait wait = {e, &plan, start + STEP_PATIENCE_MS * NS_PER_MS};
+    rpc_call_watched(e->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, leave_step, &wait,
+                     CALL_POLL_MS, &response, &status, &eb);
     if (status == RPC_UNAVAILABLE || status == RPC_DEADLINE_EXCEEDED || status == RPC_CANCELLED) {
         lose_router(e, eb.text);
         return true;
     }
     const Conclave__StepReply *reply = (const void *)response;
-    if (status == RPC_OK && !reply_fits(&plan, reply)) {
+    if (status == RPC_OK && !reply_fits(e, &plan, reply)) {
         status = RPC_INTERNAL;
         snprintf(eb.text, sizeof eb.text, "the router's answer does not fit the step");
     }
@@ -340,18 +416,19 @@ make_scheduler(engine *e, const Conclave__HealthReply *h, errbuf *eb)
     e->request.inits = calloc(n, sizeof *e->request.inits);
     e->request.samplings = calloc(n, sizeof *e->request.samplings);
     e->outcomes = calloc(n, sizeof *e->outcomes);
-    e->abort_max = c.max_waiting + n;
-    seq_id *aborts = calloc(e->abort_max, sizeof *aborts);
+    const uint32_t abort_max = c.max_waiting + n;
+    seq_id *aborts = calloc(abort_max, sizeof *aborts);
     if (!e->request.work || !e->request.pointers || !e->request.inits || !e->request.samplings ||
         !e->outcomes || !aborts) {
         scheduler_free(s);
         free(aborts);
         return err_set(eb, MOE_ENOMEM, "no memory for %u sequences", n);
     }
-    e->max_num_seqs = n;
+    e->limits = c;
     pthread_mutex_lock(&e->lock);
     e->scheduler = s;
     e->aborts = aborts;
+    e->abort_max = abort_max;
     pthread_mutex_unlock(&e->lock);
     atomic_store(&e->max_model_len, h->max_model_len);
     return MOE_OK;
@@ -369,36 +446,64 @@ check_identity(const engine *e, const Conclave__HealthReply *h, errbuf *eb)
     return MOE_OK;
 }
 
+/* The scheduler was made for the first router's limits; its sequences may not fit others. */
+static moe_err
+check_limits(const engine *e, const Conclave__HealthReply *h, errbuf *eb)
+{
+    const scheduler_config *c = &e->limits;
+    if (h->max_num_seqs == c->max_num_seqs &&
+        h->max_num_batched_tokens == c->max_num_batched_tokens &&
+        h->max_model_len == c->max_model_len && h->kv_block_count == c->kv_block_count &&
+        h->kv_block_tokens == c->kv_block_tokens)
+        return MOE_OK;
+    return err_set(eb, MOE_EMISMATCH,
+                   "the router came back with other limits: %u sequences, %u tokens a step, %u "
+                   "tokens of context, %u KV blocks of %u; this frontend serves %u, %u, %u, %u of "
+                   "%u",
+                   h->max_num_seqs, h->max_num_batched_tokens, h->max_model_len, h->kv_block_count,
+                   h->kv_block_tokens, c->max_num_seqs, c->max_num_batched_tokens, c->max_model_len,
+                   c->kv_block_count, c->kv_block_tokens);
+}
+
+static bool
+is_stopping(void *arg)
+{
+    engine *e = arg;
+    return atomic_load(&e->stopping);
+}
+
 static void
 check_health(engine *e)
 {
     const Conclave__HealthRequest request = CONCLAVE__HEALTH_REQUEST__INIT;
     ProtobufCMessage *response;
     errbuf eb = {{0}};
-    moe_err err = rpc_call_sync(e->router, METHOD_HEALTH, &request.base, HEALTH_TIMEOUT_MS,
-                                &response, NULL, &eb);
+    moe_err err = rpc_call_watched(e->router, METHOD_HEALTH, &request.base, HEALTH_TIMEOUT_MS,
+                                   is_stopping, e, CALL_POLL_MS, &response, NULL, &eb);
     const Conclave__HealthReply *h = (const void *)response;
-    bool ready = false;
+    bool ready = false, refused = false;
     if (!err) {
         err = check_identity(e, h, &eb);
-        if (!err && e->scheduler == NULL) err = make_scheduler(e, h, &eb);
-        if (err) atomic_store(&e->refused, true);
+        if (!err) err = e->scheduler == NULL ? make_scheduler(e, h, &eb) : check_limits(e, h, &eb);
+        refused = err != MOE_OK;
     }
     if (!err) {
         ready = h->ready;
         snprintf(eb.text, sizeof eb.text, "%s", h->detail);
         if (h->incarnation != e->router_incarnation) {
             pthread_mutex_lock(&e->lock);
-            scheduler_rollback(e->scheduler); /* its KV cache is empty */
+            start_over_locked(e); /* its KV cache is empty */
             pthread_mutex_unlock(&e->lock);
             e->router_incarnation = h->incarnation;
-            e->step = 0;
         }
     }
     pthread_mutex_lock(&e->lock);
     snprintf(e->detail, sizeof e->detail, "%.180s", eb.text);
-    if (atomic_load(&e->refused)) snprintf(e->refusal, sizeof e->refusal, "%.240s", eb.text);
     pthread_mutex_unlock(&e->lock);
+    if (refused) { /* the text first: engine_refusal() reads it once it sees the flag */
+        snprintf(e->refusal, sizeof e->refusal, "%.240s", eb.text);
+        atomic_store(&e->refused, true);
+    }
     if (ready && !atomic_load(&e->ready)) LOG_INFO("engine", "the router is ready");
     atomic_store(&e->ready, ready);
     rpc_response_free(response);
@@ -462,6 +567,7 @@ engine_main(void *arg)
         futex_wait_change(&e->bell, seen,
                           clock_now_ns() + (ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS) * NS_PER_MS);
     }
+    atomic_store(&e->ready, false); /* a health check may have come in between */
     abort_all(e);
     publish_stats(e);
     return NULL;
@@ -535,7 +641,7 @@ new_sequence(const engine *e, uint32_t prompt_len, const gen_params *params, gen
     if (q == NULL) return NULL;
     q->sink = sink;
     q->user = user;
-    q->params = params;
+    q->params = *params;
     q->prompt_len = prompt_len;
     for (uint32_t i = 0; i < params->stop_token_count && i < GEN_STOP_TOKENS_MAX; i++) {
         q->stop_ids[q->stop_count++] = params->stop_token_ids[i];
@@ -558,7 +664,7 @@ engine_submit(engine *e, const uint32_t *prompt, uint32_t prompt_len, const gen_
     if (atomic_load(&e->stopping) || e->scheduler == NULL)
         err = err_set(eb, MOE_ECLOSED, "the server is not serving");
     else
-        err = scheduler_add(e->scheduler, prompt, prompt_len, params, q, &q->id, eb);
+        err = scheduler_add(e->scheduler, prompt, prompt_len, &q->params, q, &q->id, eb);
     if (!err) {
         *out = q->id;
         if (e->reserved > 0) e->reserved--;

@@ -346,7 +346,10 @@ http_start(http_server **out, const http_config *config, engine *e, const tokeni
                               .model = config->model,
                               .metrics = &s->metrics,
                               .stream_bytes_max = s->config.stream_bytes_max};
-    s->limits = (completion_limits){.tok = tok, .model = config->model};
+    s->limits = (completion_limits){.tok = tok,
+                                    .model = config->model,
+                                    .fixed_seed = config->fixed_seed,
+                                    .base_seed = config->base_seed};
     completion_limits_measure(&s->limits);
 
     err = hangup_create(&s->hangup, s->config.connections_max);

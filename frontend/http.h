@@ -18,6 +18,7 @@
 #ifndef MOE_FRONTEND_HTTP_H
 #define MOE_FRONTEND_HTTP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,8 +55,10 @@ typedef struct http_config {
     uint32_t idle_seconds;
     size_t body_bytes_max;
     size_t stream_bytes_max; /* unread bytes of one stream; slower clients are cut off */
-    uint32_t stop_grace_ms;  /* how long http_stop() lets running requests finish */
-    metrics *metrics;        /* printed by /metrics; may be NULL */
+    bool fixed_seed;         /* completion_limits: answers without a seed of their own repeat */
+    uint64_t base_seed;
+    uint32_t stop_grace_ms;              /* how long http_stop() lets running requests finish */
+    metrics *metrics;                    /* printed by /metrics; may be NULL */
     void (*refresh_metrics)(void *user); /* before printing, on any thread; may be NULL */
     void *refresh_user;
 } http_config;

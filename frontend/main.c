@@ -4,16 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/flags.h"
 #include "common/log.h"
-#include "common/run_dir.h"
+#include "common/program.h"
 #include "frontend/engine_start.h"
 #include "frontend/http.h"
 #include "model/checkpoint.h"
 
 typedef struct options {
     const char *model, *run_dir, *host, *served_name, *api_key, *log_level, *tls_cert, *tls_key;
-    int64_t port, max_waiting, connections, grace_ms;
+    int64_t port, seed, max_waiting, connections, grace_ms;
     bool prefix_caching;
 } options;
 
@@ -84,6 +83,8 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
                                     .api_key_count = o->api_key[0] ? 1 : 0,
                                     .connections_max = (uint32_t)o->connections,
                                     .stop_grace_ms = (uint32_t)o->grace_ms,
+                                    .fixed_seed = o->seed >= 0,
+                                    .base_seed = (uint64_t)o->seed,
                                     .metrics = m},
                      e, tok, eb);
     if (!err) {
@@ -117,6 +118,9 @@ main(int argc, char **argv)
          "the model's name in the API (default: the folder's name)"},
         {"api-key", NULL, FLAG_STRING, &o.api_key, "", 0, 0, NULL, NULL,
          "required on every route but /health; empty = open"},
+        {"seed", NULL, FLAG_INT, &o.seed, "-1", -1, 9e15, NULL, NULL,
+         "requests without a seed get one made from this and their prompt, so that answers repeat; "
+         "-1 = a random one each"},
         {"max-waiting-seqs", NULL, FLAG_INT, &o.max_waiting, "1024", 1, 1 << 20, NULL, "sequences",
          "longest queue; then requests are answered 429"},
         {"max-connections", NULL, FLAG_INT, &o.connections, "1024", 1, 65536, NULL, NULL,
@@ -128,11 +132,14 @@ main(int argc, char **argv)
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };
-    const size_t count = sizeof specs / sizeof specs[0];
-    flags f = {0};
-    errbuf eb = {{0}};
-    run_dir run;
-
+    const program p = {.name = "conclave-frontend",
+                       .usage = "conclave-frontend --model DIR --run-dir DIR --port N",
+                       .summary = "Serves OpenAI's completions API; tokenizes, batches, schedules.",
+                       .specs = specs,
+                       .spec_count = sizeof specs / sizeof specs[0],
+                       .model = &o.model,
+                       .run_dir = &o.run_dir,
+                       .log_level = &o.log_level};
     /* Blocked before any thread starts, so that only sigtimedwait() sees them. */
     sigset_t signals;
     sigemptyset(&signals);
@@ -141,26 +148,14 @@ main(int argc, char **argv)
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     signal(SIGPIPE, SIG_IGN);
 
-    moe_err err = flags_parse(&f, specs, count, argc, argv, &eb);
-    if (!err && f.help) {
-        flags_print_help(stdout, "conclave-frontend --model DIR --run-dir DIR --port N",
-                         "Serves OpenAI's completions API; tokenizes, batches, schedules.", specs,
-                         count);
-        flags_fini(&f);
-        return 0;
+    flags f;
+    run_dir run;
+    int rc = program_begin(&p, &f, &run, argc, argv);
+    if (rc == PROGRAM_GO_ON) {
+        errbuf eb = {{0}};
+        program_log(&p, "frontend");
+        rc = serve(&o, &run, &signals, &eb);
     }
-    if (!err && f.word_count) err = err_set(&eb, MOE_EINVAL, "what is \"%s\"?", f.words[0]);
-    if (!err && o.model == NULL) err = err_set(&eb, MOE_EINVAL, "--model is missing");
-    if (!err) err = run_dir_open(&run, o.run_dir, &eb);
-    if (err) {
-        fprintf(stderr, "conclave-frontend: %s\n", eb.text);
-        flags_fini(&f);
-        return 2;
-    }
-    log_level level = LOG_LEVEL_INFO;
-    log_level_parse(o.log_level, &level);
-    log_init("frontend", level);
-    const int rc = serve(&o, &run, &signals, &eb);
     flags_fini(&f);
     return rc;
 }

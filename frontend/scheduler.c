@@ -159,7 +159,7 @@ scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len, const g
     seq *q = seq_table_add(s->seqs, total_max);
     if (q == NULL) return err_set(eb, MOE_ENOMEM, "out of memory for %u tokens", total_max);
     q->user = user;
-    q->params = params;
+    q->params = *params;
     q->prompt_len = q->total = prompt_len;
     memcpy(q->tokens, prompt, (size_t)prompt_len * sizeof prompt[0]);
     seq_list_push_last(&s->waiting, q);
@@ -320,7 +320,7 @@ static bool
 admit(scheduler *s)
 {
     seq *q = s->waiting.first;
-    const bool use_cache = s->config.prefix_caching && !q->params->prompt_logprobs;
+    const bool use_cache = s->config.prefix_caching && !q->params.prompt_logprobs;
     const uint32_t slot = slot_take(s);
     q->table = s->tables + (size_t)slot * s->table_max;
     /* The last token is always computed: its row is what the next one is sampled from. */
@@ -369,7 +369,7 @@ write_work(scheduler *s, seq *q)
                                           .user = q->user,
                                           .slot = q->slot,
                                           .init = !q->sent,
-                                          .params = q->params,
+                                          .params = &q->params,
                                           .prompt_len = q->prompt_len,
                                           .start_pos = q->computed,
                                           .tokens = q->tokens + q->computed,

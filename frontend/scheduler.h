@@ -58,7 +58,7 @@ void scheduler_free(scheduler *s); /* accepts NULL */
 
 /* Queue a sequence.
  *   prompt  [prompt_len] copied
- *   params  borrowed until the sequence is gone
+ *   params  copied; its bias arrays are borrowed until the sequence is gone
  *   MOE_EBUSY   max_waiting sequences wait already
  *   MOE_ERANGE  the prompt is empty, does not leave room for one token in max_model_len, or needs
  *               more blocks than exist, with all of its output; max_tokens is 0

@@ -17,8 +17,8 @@
 typedef struct seq {
     seq_id id; /* rises with arrival; 0 = this entry is unused */
     void *user;
-    const gen_params *params;
-    uint32_t *tokens; /* [total_max], owned */
+    gen_params params; /* a copy: the caller's may go with the last event, before commit */
+    uint32_t *tokens;  /* [total_max], owned */
     uint32_t prompt_len;
     uint32_t total;     /* tokens known: prompt and output so far */
     uint32_t total_max; /* with the last token that can be sampled */

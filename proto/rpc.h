@@ -156,6 +156,13 @@ moe_err rpc_call_sync(rpc_client *client, unsigned method, const ProtobufCMessag
                       uint32_t timeout_ms, ProtobufCMessage **response, rpc_status *status,
                       errbuf *eb);
 
+/* As rpc_call_sync(), but gone(arg) is asked every poll_ms while the answer is awaited; once it
+ * says true the wait ends with RPC_CANCELLED.  The call may still be carried out, its answer is
+ * dropped. For calls of long deadlines in processes that must be able to stop at any moment. */
+moe_err rpc_call_watched(rpc_client *client, unsigned method, const ProtobufCMessage *request,
+                         uint32_t timeout_ms, bool (*gone)(void *arg), void *arg, uint32_t poll_ms,
+                         ProtobufCMessage **response, rpc_status *status, errbuf *eb);
+
 /* Accepts NULL. */
 void rpc_response_free(ProtobufCMessage *response);
 

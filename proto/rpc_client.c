@@ -26,6 +26,7 @@
 #include <sys/random.h>
 
 #include "common/clock.h"
+#include "common/futex.h"
 #include "proto/rpc.h"
 #include "proto/rpc_auth.h"
 #include "proto/rpc_nng.h"
@@ -520,6 +521,66 @@ rpc_call_sync(rpc_client *c, unsigned method, const ProtobufCMessage *request, u
     return err_set(eb, rpc_status_to_err(w.status), "%s", w.error.text);
 }
 
+/* ---- calls that can be left alone ---- */
+
+/* Shared by the caller and the callback, which may come after the caller has left: the last one
+ * frees it. */
+typedef struct watched_call {
+    _Atomic uint32_t owners;
+    _Atomic uint32_t done;
+    rpc_status status;
+    ProtobufCMessage *response;
+    errbuf error;
+} watched_call;
+
+static void
+watched_release(watched_call *w)
+{
+    if (atomic_fetch_sub(&w->owners, 1) != 1) return;
+    rpc_response_free(w->response);
+    free(w);
+}
+
+static void
+on_watched_done(void *arg, rpc_status status, ProtobufCMessage *response, const char *error)
+{
+    watched_call *w = arg;
+    w->status = status;
+    w->response = response;
+    err_set(&w->error, MOE_OK, "%s", error);
+    futex_bump(&w->done);
+    watched_release(w);
+}
+
+moe_err
+rpc_call_watched(rpc_client *c, unsigned method, const ProtobufCMessage *request,
+                 uint32_t timeout_ms, bool (*gone)(void *arg), void *arg, uint32_t poll_ms,
+                 ProtobufCMessage **response, rpc_status *status, errbuf *eb)
+{
+    *response = NULL;
+    if (status != NULL) *status = RPC_RESOURCE_EXHAUSTED;
+    watched_call *w = calloc(1, sizeof *w);
+    if (w == NULL) return err_set(eb, MOE_ENOMEM, "%s: out of memory", c->url);
+    atomic_store(&w->owners, 2);
+    rpc_call_async(c, method, request, timeout_ms, on_watched_done, w);
+    bool left = false;
+    while (atomic_load(&w->done) == 0 && !left) {
+        if (!futex_wait_change(&w->done, 0, clock_now_ns() + poll_ms * NS_PER_MS)) left = gone(arg);
+    }
+    rpc_status result = RPC_CANCELLED;
+    if (atomic_load(&w->done) != 0) {
+        result = w->status;
+        *response = w->response;
+        w->response = NULL;
+        if (result != RPC_OK) err_set(eb, MOE_OK, "%s", w->error.text);
+    } else {
+        err_set(eb, MOE_OK, "%s: the wait for an answer was given up", c->url);
+    }
+    watched_release(w);
+    if (status != NULL) *status = result;
+    return result == RPC_OK ? MOE_OK : rpc_status_to_err(result);
+}
+
 /* ---- generated stubs ---- */
 
 typedef struct stub_call {
@@ -708,7 +769,8 @@ rpc_client_close(rpc_client *c)
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->mutex);
 
-    if (c->socket_open) nng_close(c->socket); /* ends every aio with NNG_ECLOSED */
+    /* Closing ends every aio with NNG_ECLOSED. */
+    if (c->socket_open && !rpc_nng_close(c->socket)) return;
 
     pthread_mutex_lock(&c->mutex);
     while (c->busy != 0 || c->waiting != 0)

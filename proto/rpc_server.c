@@ -443,13 +443,14 @@ call_init(rpc_call *call, rpc_server *s)
 }
 
 /* Everything of nng's: after this no callback runs. */
-static void
+/* false: nng hangs; nothing may be freed. */
+static bool
 server_close(rpc_server *s)
 {
     for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
         if (s->calls[i].sender != NULL) nng_aio_wait(s->calls[i].sender);
     }
-    if (s->socket_open) nng_close(s->socket);
+    if (s->socket_open && !rpc_nng_close(s->socket)) return false;
     for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
         rpc_call *call = &s->calls[i];
         if (call->receiver == NULL || call->sender == NULL) continue;
@@ -460,6 +461,7 @@ server_close(rpc_server *s)
         nng_aio_free(s->calls[i].receiver);
         nng_aio_free(s->calls[i].sender);
     }
+    return true;
 }
 
 static moe_err
@@ -557,8 +559,7 @@ rpc_server_start(rpc_server **out, const rpc_server_options *opt, errbuf *eb)
     if (err != MOE_OK) {
         if (err == MOE_ENOMEM) err_set(eb, err, "%s: out of memory", opt->url);
         if (s != NULL) {
-            server_close(s);
-            server_free(s);
+            if (server_close(s)) server_free(s);
         }
         return err;
     }
@@ -582,8 +583,7 @@ rpc_server_stop(rpc_server *s)
         call->state = CALL_ABANDONED;
     }
     pthread_mutex_unlock(&s->mutex);
-    server_close(s);
-    server_unref(s);
+    if (server_close(s)) server_unref(s);
 }
 
 const char *

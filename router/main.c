@@ -6,12 +6,12 @@
 #include <string.h>
 
 #include "common/cpu.h"
-#include "common/flags.h"
 #include "common/log.h"
-#include "common/run_dir.h"
+#include "common/program.h"
 #include "router/service.h"
 
 #define UPDATE_MS 100
+#define HEARTBEAT_MS_MAX 500
 /* When nobody says how large the KV cache is: room for every sequence at full length, but no more
  * than this. */
 #define KV_BYTES_DEFAULT ((size_t)1 << 30)
@@ -112,6 +112,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     err = router_end_create(&exchange, &limits, run->id, (uint32_t)o->router_id, incarnation, eb);
     if (err) goto done;
 
+    uint32_t heartbeat_ms = (uint32_t)o->worker_timeout_ms / 4;
+    if (heartbeat_ms > HEARTBEAT_MS_MAX) heartbeat_ms = HEARTBEAT_MS_MAX;
     const bool tp = strcmp(o->parallelism, "tp") == 0;
     const exchange_choice choice = strcmp(o->exchange, "shm") == 0   ? EXCHANGE_ONLY_SHM
                                    : strcmp(o->exchange, "nng") == 0 ? EXCHANGE_ONLY_NNG
@@ -142,23 +144,22 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .incarnation = incarnation},
                         eb);
     if (err) goto done;
-    err = router_service_start(
-        &service,
-        &(router_service_config){.control_url = control_url,
-                                 .incarnation = incarnation,
-                                 .identity = &id,
-                                 .transformer = tf,
-                                 .membership = running,
-                                 .stepper = step,
-                                 .worker_count = (uint32_t)o->workers,
-                                 .kv_block_count = sizes.kv_block_count,
-                                 .max_num_seqs = sizes.seq_max,
-                                 .max_num_batched_tokens = sizes.token_max,
-                                 .max_model_len = sizes.max_model_len,
-                                 .heartbeat_ms = (uint32_t)o->worker_timeout_ms / 4,
-                                 .tensor_parallel = tp,
-                                 .on_drain = stop},
-        eb);
+    err = router_service_start(&service,
+                               &(router_service_config){.control_url = control_url,
+                                                        .incarnation = incarnation,
+                                                        .identity = &id,
+                                                        .transformer = tf,
+                                                        .membership = running,
+                                                        .stepper = step,
+                                                        .worker_count = (uint32_t)o->workers,
+                                                        .kv_block_count = sizes.kv_block_count,
+                                                        .max_num_seqs = sizes.seq_max,
+                                                        .max_num_batched_tokens = sizes.token_max,
+                                                        .max_model_len = sizes.max_model_len,
+                                                        .heartbeat_ms = heartbeat_ms,
+                                                        .tensor_parallel = tp,
+                                                        .on_drain = stop},
+                               eb);
     if (err) goto done;
     LOG_INFO("router",
              "started kernels=%s dtype=%s attn_dtype=%s kv_dtype=%s kv_blocks=%u max_model_len=%u "
@@ -235,33 +236,25 @@ main(int argc, char **argv)
         {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,
          "print the 16 digits that shared-memory names of --run-dir carry, and exit"},
     };
-    const size_t count = sizeof specs / sizeof specs[0];
-    flags f = {0};
-    errbuf eb = {{0}};
+    const program p = {
+        .name = "conclave-router",
+        .usage = "conclave-router --model DIR --run-dir DIR --workers N",
+        .summary = "Runs attention and gating, holds the KV cache, sends rows to the workers.",
+        .specs = specs,
+        .spec_count = sizeof specs / sizeof specs[0],
+        .model = &o.model,
+        .model_optional = &o.print_run_id,
+        .run_dir = &o.run_dir,
+        .log_level = &o.log_level};
+    flags f;
     run_dir run;
-    moe_err err = flags_parse(&f, specs, count, argc, argv, &eb);
-    if (!err && f.help) {
-        flags_print_help(
-            stdout, "conclave-router --model DIR --run-dir DIR --workers N",
-            "Runs attention and gating, holds the KV cache, sends rows to the workers.", specs,
-            count);
-        flags_fini(&f);
-        return 0;
-    }
-    if (!err && f.word_count) err = err_set(&eb, MOE_EINVAL, "what is \"%s\"?", f.words[0]);
-    if (!err) err = run_dir_open(&run, o.run_dir, &eb);
-    if (!err && !o.print_run_id && o.model == NULL)
-        err = err_set(&eb, MOE_EINVAL, "--model is missing");
-    int rc = 2;
-    if (err) {
-        fprintf(stderr, "conclave-router: %s\n", eb.text);
-    } else if (o.print_run_id) {
+    int rc = program_begin(&p, &f, &run, argc, argv);
+    if (rc == PROGRAM_GO_ON && o.print_run_id) {
         printf("%s\n", run.id);
         rc = 0;
-    } else {
-        log_level level = LOG_LEVEL_INFO;
-        log_level_parse(o.log_level, &level);
-        log_init("router-0", level);
+    } else if (rc == PROGRAM_GO_ON) {
+        errbuf eb = {{0}};
+        program_log(&p, "router-0");
         rc = serve(&o, &run, &eb);
     }
     flags_fini(&f);

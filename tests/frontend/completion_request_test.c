@@ -198,3 +198,27 @@ Test(completion_request, cuts_quotations_between_characters, .init = setup, .fin
     }
     cJSON_Delete(text);
 }
+
+static uint64_t
+seed_of(const char *body)
+{
+    completion_request r = parse(body);
+    const uint64_t seed = r.prompts[0].seed;
+    completion_request_fini(&r);
+    return seed;
+}
+
+Test(completion_request, a_fixed_seed_depends_on_the_prompt_alone, .init = setup, .fini = teardown)
+{
+    const char *body = "{\"prompt\":[1,15]}";
+    cr_expect_neq(seed_of(body), seed_of(body), "seeds are drawn at random by default");
+    limits.fixed_seed = true;
+    limits.base_seed = 7;
+    const uint64_t seed = seed_of(body);
+    cr_expect_eq(seed_of("{\"prompt\":[1,15],\"max_tokens\":3}"), seed);
+    cr_expect_neq(seed_of("{\"prompt\":[1,16]}"), seed);
+    cr_expect_eq(seed_of("{\"prompt\":[1,15],\"seed\":5}"), 5,
+                 "the request's own seed comes first");
+    limits.base_seed = 8;
+    cr_expect_neq(seed_of(body), seed);
+}

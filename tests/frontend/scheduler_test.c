@@ -257,7 +257,8 @@ Test(scheduler, one_sequence_prefills_in_chunks_then_decodes_to_its_length)
     step_plan p = plan(s);
     cr_assert_eq(p.count, 1);
     expect_work(&p.work[0], id, 0, 4, false);
-    cr_expect(p.work[0].init && p.work[0].user == &who && p.work[0].params == &three);
+    cr_expect(p.work[0].init && p.work[0].user == &who &&
+              p.work[0].params->max_tokens == three.max_tokens);
     cr_expect_eq(p.work[0].prompt_len, 6);
     cr_expect_eq(p.work[0].total_tokens, 6);
     cr_expect_arr_eq(p.work[0].all_tokens, prompt, sizeof prompt);

@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 
 #include <sched.h>
+#include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -489,4 +490,44 @@ Test(rpc, proves_the_secret_again_after_a_reconnect_and_from_many_threads)
         wait_disconnected();
     }
     cr_expect_eq(echo.say_count, 2 * (4 * 50 + 1));
+}
+
+static bool
+say_gone(void *arg)
+{
+    return atomic_load((_Atomic bool *)arg);
+}
+
+Test(rpc, a_watched_call_is_answered_like_any_other_or_left_when_its_watcher_says_so)
+{
+    serve();
+    connect_with((rpc_client_options){0});
+    _Atomic bool gone = false;
+    rpc_status status;
+    echo_response *response;
+    const echo_request request = say("watched");
+    cr_assert_eq(rpc_call_watched(client, ECHO_SAY, &request.base, LONG_MS, say_gone, &gone, 10,
+                                  (ProtobufCMessage **)&response, &status, &eb),
+                 MOE_OK);
+    cr_expect_str_eq(response->text, "watched");
+    drop(response);
+
+    cr_expect_eq(rpc_call_watched(client, ECHO_REFUSE, &request.base, LONG_MS, say_gone, &gone, 10,
+                                  (ProtobufCMessage **)&response, &status, &eb),
+                 MOE_ENOTFOUND);
+    cr_expect_eq(status, RPC_NOT_FOUND);
+    cr_expect_not_null(strstr(eb.text, "nothing is called watched"), "%s", eb.text);
+
+    atomic_store(&gone, true);
+    cr_expect_eq(rpc_call_watched(client, ECHO_HOLD, &request.base, LONG_MS, say_gone, &gone, 10,
+                                  (ProtobufCMessage **)&response, &status, &eb),
+                 MOE_ECLOSED);
+    cr_expect_eq(status, RPC_CANCELLED);
+    cr_expect_null(response);
+
+    /* The answer that comes after all is dropped, not leaked. */
+    echo_wait_held(&echo, 1);
+    echo_answer(echo.held[0].call, echo.held[0].request, 1);
+    cr_expect_eq(call(ECHO_SAY, &request, LONG_MS, &response), RPC_OK);
+    drop(response);
 }
