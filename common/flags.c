@@ -254,6 +254,17 @@ flags_fini(flags *f)
     *f = (flags){0};
 }
 
+/* " (tokens, default 32)", or the part of it that there is. */
+static void
+print_unit_and_default(FILE *to, const flag_spec *s)
+{
+    const char *unit = s->unit == NULL ? "" : s->unit;
+    const char *fallback = s->fallback == NULL ? "" : s->fallback;
+    if (*unit == '\0' && *fallback == '\0') return;
+    fprintf(to, " (%s%s%s%s)", unit, *unit && *fallback ? ", " : "", *fallback ? "default " : "",
+            fallback);
+}
+
 void
 flags_print_help(FILE *to, const char *usage, const char *summary, const flag_spec *specs,
                  size_t count)
@@ -268,8 +279,7 @@ flags_print_help(FILE *to, const char *usage, const char *summary, const flag_sp
                 s->kind == FLAG_CHOICE ? s->choices : "");
         if (s->alias != NULL) fprintf(to, ", --%s", s->alias);
         fprintf(to, "\n        %s", s->help);
-        if (s->unit != NULL) fprintf(to, ", in %s", s->unit);
-        if (s->fallback != NULL && *s->fallback != '\0') fprintf(to, " (default %s)", s->fallback);
+        print_unit_and_default(to, s);
         fputc('\n', to);
     }
     fprintf(to, "  --config FILE\n        options as a JSON object\n  --help\n        this text\n");

@@ -95,3 +95,15 @@ Test(file, says_what_is_missing_and_what_is_no_file)
     unlink(fifo);
     unlink(plain);
 }
+
+Test(file, tells_folders_from_everything_else)
+{
+    char plain[128], missing[128];
+    temp_file(&dir, plain, "plain", "x", 1);
+    temp_file(&dir, missing, "missing", NULL, 0);
+    cr_expect(file_is_folder(dir.path));
+    cr_expect_not(file_is_folder(plain));
+    cr_expect_not(file_is_folder(missing));
+    cr_expect_not(file_is_folder(""));
+    unlink(plain);
+}

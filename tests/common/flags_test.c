@@ -221,7 +221,7 @@ Test(flags, help_lists_every_option_with_its_limits_and_default)
     cr_expect_eq(strncmp(text, "usage: prog [options]\nDoes it.\n", 31), 0);
     cr_expect_not_null(strstr(text, "  --t-model TEXT\n        a folder\n"));
     cr_expect_not_null(strstr(text, "  --t-mode ep|tp, --parallel\n        how (default ep)\n"));
-    cr_expect_not_null(strstr(text, "  --t-max-seqs N\n        most, in sequences (default 32)\n"));
+    cr_expect_not_null(strstr(text, "  --t-max-seqs N\n        most (sequences, default 32)\n"));
     cr_expect_not_null(strstr(text, "  --t-rate X\n"));
     cr_expect_not_null(strstr(text, "  --t-cache\n"));
     cr_expect_not_null(strstr(text, "  --config FILE\n"));
