@@ -26,6 +26,13 @@ open_regular(const char *path, int *fd, size_t *size, errbuf *eb)
     return MOE_OK;
 }
 
+bool
+file_is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 moe_err
 file_read(const char *path, size_t max, char **out, size_t *len, errbuf *eb)
 {

@@ -5,6 +5,7 @@
 #ifndef MOE_COMMON_FILE_H
 #define MOE_COMMON_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "common/err.h"
@@ -15,6 +16,8 @@
  *   MOE_EIO        not a regular file, or a read failed
  *   MOE_ENOMEM  */
 moe_err file_read(const char *path, size_t max, char **out, size_t *len, errbuf *eb);
+
+bool file_is_folder(const char *path);
 
 /* Map a whole file read-only.  On MOE_OK release with file_unmap().  An empty file gives *out =
  * NULL. MOE_ENOTFOUND, MOE_EIO  as above */

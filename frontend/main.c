@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/file.h"
 #include "common/flags.h"
 #include "common/log.h"
 #include "common/run_dir.h"
@@ -151,6 +152,8 @@ main(int argc, char **argv)
     }
     if (!err && f.word_count) err = err_set(&eb, MOE_EINVAL, "what is \"%s\"?", f.words[0]);
     if (!err && o.model == NULL) err = err_set(&eb, MOE_EINVAL, "--model is missing");
+    if (!err && !file_is_folder(o.model))
+        err = err_set(&eb, MOE_ENOTFOUND, "--model: %s is no folder", o.model);
     if (!err) err = run_dir_open(&run, o.run_dir, &eb);
     if (err) {
         fprintf(stderr, "conclave-frontend: %s\n", eb.text);

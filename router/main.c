@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/cpu.h"
+#include "common/file.h"
 #include "common/flags.h"
 #include "common/log.h"
 #include "common/run_dir.h"
@@ -252,6 +253,8 @@ main(int argc, char **argv)
     if (!err) err = run_dir_open(&run, o.run_dir, &eb);
     if (!err && !o.print_run_id && o.model == NULL)
         err = err_set(&eb, MOE_EINVAL, "--model is missing");
+    if (!err && !o.print_run_id && !file_is_folder(o.model))
+        err = err_set(&eb, MOE_ENOTFOUND, "--model: %s is no folder", o.model);
     int rc = 2;
     if (err) {
         fprintf(stderr, "conclave-router: %s\n", eb.text);
