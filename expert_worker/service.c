@@ -259,7 +259,7 @@ register_worker(worker_service *s, errbuf *eb)
     const moe_err err =
         rpc_call_sync(s->router, 1, &request.base, REGISTER_TIMEOUT_MS, &response, &status, eb);
     if (err) {
-        if (status == RPC_FAILED_PRECONDITION) return err_set(eb, MOE_EMISMATCH, "%s", eb->text);
+        if (status == RPC_FAILED_PRECONDITION) return MOE_EMISMATCH;
         return status == RPC_PERMISSION_DENIED ? MOE_EPERM : MOE_EBUSY;
     }
     const Conclave__RegisterReply *reply = (const void *)response;
