@@ -208,7 +208,7 @@ Test(bad_start, a_checkpoint_or_address_that_is_no_good_is_named_and_the_exit_st
         {"worker", "--model=deploy", "config.json"},
         {"frontend", "--model=deploy", "config.json"},
         {"frontend", "--model=tests/golden/models/base", "tokenizer"},
-        {"frontend", "--model=models/demo --host=no.such.host.invalid", "no.such.host.invalid"},
+        {"frontend", "--model=models/demo --host=192.0.2.1", "192.0.2.1"},
         {"router", "--model=models/demo --max-model-len=5000", "--max-model-len"},
     };
     char out[4096];
@@ -260,8 +260,10 @@ make_long_requests(request_set *out)
     }
 }
 
+/* Requests run, `name` is ended by a signal, /health says `lost`, another process takes its place:
+ * every answer is what it would have been. */
 static void
-survive_a_lost_worker(const char *router_flags, int sig)
+survive_a_loss(const char *name, const char *lost, const char *router_flags, int sig)
 {
     request_set requests;
     answer_set want, got;
@@ -272,14 +274,17 @@ survive_a_lost_worker(const char *router_flags, int sig)
     requests_ask_begin(&requests, f.url);
     for (uint64_t since = 0; fleet_metric(&f, "vllm:generation_tokens_total") < before + 60;)
         fleet_pause(&since, "tokens");
-    fleet_process *worker = fleet_find(&f, "worker-1");
-    kill(worker->pid, sig);
-    fleet_wait_exit(worker);
-    wait_health(&f, 503, "worker 1 is lost");
+    fleet_process *process = fleet_find(&f, name);
+    kill(process->pid, sig);
+    fleet_wait_exit(process);
+    wait_health(&f, 503, lost);
     cr_expect_eq(fleet_metric(&f, "vllm:num_requests_running") +
                      fleet_metric(&f, "vllm:num_requests_waiting"),
-                 requests.count, "requests wait for the worker");
-    fleet_start_worker(&f, 1);
+                 requests.count, "requests wait for %s", name);
+    if (strcmp(name, "router-0") == 0)
+        fleet_start_router(&f);
+    else
+        fleet_start_worker(&f, 1);
     requests_ask_end(&requests, &got);
     answers_expect_equal(&got, &want, router_flags);
     wait_health(&f, 200, "ok");
@@ -291,15 +296,26 @@ survive_a_lost_worker(const char *router_flags, int sig)
 
 Test(bad_start, requests_pause_while_a_killed_worker_is_away_and_get_the_same_tokens)
 {
-    survive_a_lost_worker("--worker-timeout-ms=1000", SIGKILL);
+    survive_a_loss("worker-1", "worker 1 is lost", "--worker-timeout-ms=1000", SIGKILL);
 }
 
 Test(bad_start, requests_pause_while_a_killed_worker_is_away_over_nng)
 {
-    survive_a_lost_worker("--worker-timeout-ms=1000 --exchange=nng", SIGKILL);
+    survive_a_loss("worker-1", "worker 1 is lost", "--worker-timeout-ms=1000 --exchange=nng",
+                   SIGKILL);
 }
 
 Test(bad_start, requests_pause_while_a_stopped_worker_is_away)
 {
-    survive_a_lost_worker("--worker-timeout-ms=1000", SIGTERM);
+    survive_a_loss("worker-1", "worker 1 is lost", "--worker-timeout-ms=1000", SIGTERM);
+}
+
+Test(bad_start, requests_pause_while_a_killed_router_is_away_and_get_the_same_tokens)
+{
+    survive_a_loss("router-0", "not ready", "--worker-timeout-ms=1000", SIGKILL);
+}
+
+Test(bad_start, requests_pause_while_a_stopped_router_is_away)
+{
+    survive_a_loss("router-0", "not ready", "--worker-timeout-ms=1000", SIGTERM);
 }

@@ -35,7 +35,8 @@ judge(const char *answer)
 {
     if (strncmp(answer, "HTTP/1.1 429 ", 13) == 0) return REFUSED;
     const bool good = strncmp(answer, "HTTP/1.1 200 ", 13) == 0 &&
-                      strstr(answer, "data: [DONE]") != NULL && strstr(answer, "\"error\"") == NULL;
+                      strstr(answer, "data: [DONE]") != NULL &&
+                      strstr(answer, "{\"error\":") == NULL;
     return good ? COMPLETE : WRONG;
 }
 
@@ -51,8 +52,9 @@ run_client(void *arg)
         len += snprintf(body + len, sizeof body - (size_t)len, ",%u",
                         (unsigned)(300 + hash_combine(c->seed, i) % 3000));
     snprintf(body + len, sizeof body - (size_t)len,
-             "],\"max_tokens\":%u,\"stream\":true,\"ignore_eos\":true,\"n\":%u}",
-             1 + (unsigned)(c->seed >> 16) % 120, c->seed % 5 == 0 ? 2 : 1);
+             "],\"seed\":%u,\"max_tokens\":%u,\"stream\":true,\"ignore_eos\":true,\"n\":%u}",
+             (unsigned)(c->seed % 1000), 1 + (unsigned)(c->seed >> 16) % 120,
+             c->seed % 5 == 0 ? 2 : 1);
     const int fd = stream_open(c->url, body);
     const bool leaves = (c->seed >> 24) % 3 == 0;
     const size_t room = leaves ? 1 + (c->seed >> 32) % 8000 : ANSWER_BYTES_MAX;

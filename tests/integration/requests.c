@@ -112,7 +112,7 @@ join_events(const char *body)
 {
     strbuf all;
     strbuf_init(&all, STREAM_BYTES_MAX);
-    if (strstr(body, "data: [DONE]\n") == NULL || strstr(body, "\"error\"") != NULL) return NULL;
+    if (strstr(body, "data: [DONE]\n") == NULL || strstr(body, "{\"error\":") != NULL) return NULL;
     for (const char *at = body; (at = strstr(at, "\"choices\":")) != NULL;) {
         const size_t len = strcspn(at, "\n");
         strbuf_append(&all, at, len);
