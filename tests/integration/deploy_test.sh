@@ -56,7 +56,7 @@ expect_nothing_left() {
     [[ -z $left ]] || fail "left in the run directory: $left"
     left=$(find /dev/shm -maxdepth 1 -name "conclave-$(run_id_of "$dir")-*")
     [[ -z $left ]] || fail "left in /dev/shm: $left"
-    left=$(pgrep -f -- "--run-dir=$dir( |\$)" || true)
+    left=$(grep -lzxF -- "--run-dir=$dir" /proc/[0-9]*/cmdline 2>/dev/null || true)
     [[ -z $left ]] || fail "processes left: $left"
     if grep -lE 'Sanitizer|runtime error:' "$dir"/*.log; then fail "a sanitizer's report in a log"; fi
 }
@@ -124,7 +124,7 @@ for name in frontend router-0 worker-0 worker-1; do
     kill -KILL "$(cat "$dir/$name.pid")"
 done
 try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --api-key sk-of-the-test
-try 0 '"code":401' ask
+try 0 invalid_api_key ask
 try 0 '"completion_tokens":4' ask -H 'Authorization: Bearer sk-of-the-test'
 try 0 "stopped" "$conclave" down --run-dir "$dir"
 expect_nothing_left "$dir"
