@@ -1,38 +1,151 @@
 #!/usr/bin/env bash
-# deploy/conclave as a user runs it: up, status, logs, down; faults are reported and leave nothing behind.
+# deploy/conclave: up, status, logs and down of whole fleets, and what they say when they can't.
+#
+# usage: deploy_test.sh REPOSITORY BIN_DIR
 set -euo pipefail
 
-root=${CONCLAVE_TEST_ROOT:?} run=$(mktemp -d /tmp/deploy-test-XXXXXX) other=$(mktemp -d /tmp/deploy-test-XXXXXX)
-conclave=$root/deploy/conclave
-port=$((20000 + RANDOM % 20000))
-trap '"$conclave" down --run-dir "$run" >/dev/null 2>&1; "$conclave" down --run-dir "$other" >/dev/null 2>&1; rm -rf "$run" "$other"' EXIT
+ROOT=$1
+export CONCLAVE_BIN_DIR=$2
+conclave=$ROOT/deploy/conclave
+model=$ROOT/models/demo
+unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_API_KEY
+
+work=$(mktemp -d /tmp/conclave-test-XXXXXX)
+failures=0
+
+finish() {
+    local dir
+    for dir in "$work"/*/; do "$conclave" down --run-dir "$dir" >/dev/null 2>&1 || true; done
+    rm -rf "$work"
+}
+trap finish EXIT
 
 fail() {
-    echo "FAILED: $*"
-    exit 1
+    printf 'FAILED: %s\n' "$*" >&2
+    failures=$((failures + 1))
 }
 
-"$conclave" up --model "$root/models/demo" --workers 3 --run-dir "$run" --port "$port" || fail "up"
-status=$("$conclave" status --json --run-dir "$run") || fail "status"
-for want in '"frontend":{"pid":' '"routers":[{"id":0,"pid":' '"id":2,"pid":' "\"url\":\"http://127.0.0.1:$port\""; do
-    [[ $status == *"$want"* ]] || fail "status --json lacks $want: $status"
+# try STATUS WORDS COMMAND...: runs it; its exit status must be STATUS and its output hold WORDS.
+try() {
+    local want=$1 words=$2 got=0
+    shift 2
+    out=$("$@" 2>&1 </dev/null) || got=$?
+    [[ $got == "$want" ]] || fail "exit status $got, not $want, of: $* : $out"
+    [[ $out == *"$words"* ]] || fail "no \"$words\" in the output of: $* : $out"
+}
+
+# Below the range from which the kernel takes ports for outgoing connections.
+free_port() {
+    local port i
+    for ((i = 0; i < 50; i++)); do
+        port=$((20000 + RANDOM % 12000))
+        if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            echo "$port"
+            return 0
+        fi
+    done
+    return 1
+}
+
+run_id_of() { "$CONCLAVE_BIN_DIR/conclave-router" --run-dir "$1" --print-run-id; }
+
+# No process, socket, pid file or shared memory of a run directory is left; logs are.
+expect_nothing_left() {
+    local dir=$1 left
+    left=$(find "$dir" -mindepth 1 ! -name '*.log' ! -name '*.log.1' ! -name lock)
+    [[ -z $left ]] || fail "left in the run directory: $left"
+    left=$(find /dev/shm -maxdepth 1 -name "conclave-$(run_id_of "$dir")-*")
+    [[ -z $left ]] || fail "left in /dev/shm: $left"
+    left=$(grep -lzxF -- "--run-dir=$dir" /proc/[0-9]*/cmdline 2>/dev/null || true)
+    [[ -z $left ]] || fail "processes left: $left"
+    if grep -lE 'Sanitizer|runtime error:' "$dir"/*.log; then fail "a sanitizer's report in a log"; fi
+}
+
+ask() {
+    curl --silent --noproxy '*' --max-time 60 "$@" -H 'Content-Type: application/json' \
+        -d '{"prompt":"In the beginning","max_tokens":4,"temperature":0}' "http://127.0.0.1:$port/v1/completions"
+}
+
+dir=$work/one port=$(free_port)
+
+# --- options that can't be
+try 2 "--no-such-option" "$conclave" up --no-such-option 1
+try 2 "--model" "$conclave" up --run-dir "$dir"
+try 2 "--model" "$conclave" up --run-dir "$dir" --model /no/such/folder
+try 2 "--workers" "$conclave" up --run-dir "$dir" --model "$model" --workers 0
+try 2 "--port" "$conclave" up --run-dir "$dir" --model "$model" --port 99999
+try 2 "--run-dir" "$conclave" up --run-dir "$work/$(printf '%090d' 0)" --model "$model"
+try 0 "nothing runs" "$conclave" down --run-dir "$dir"
+try 3 "nothing runs" "$conclave" status --run-dir "$dir"
+[[ ! -e $dir ]] || fail "a run directory was made though nothing was started"
+
+# --- a process that refuses its options: up says which and why, and leaves nothing
+try 1 "--dtype" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --dtype int3
+[[ $out == *"router-0 ended"* || $out == *"worker-"*" ended"* ]] || fail "up does not say who ended: $out"
+expect_nothing_left "$dir"
+
+# --- a fleet
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --workers 3 --dtype int8
+try 0 '"completion_tokens":4' ask
+try 0 '"state":"ready"' "$conclave" status --json --run-dir "$dir"
+for words in '"run_dir":"'"$dir"'"' '"url":"http://127.0.0.1:'"$port"'"' '"routers":[{"id":0,' \
+    '{"id":2,"pid":' '"run_id":"'"$(run_id_of "$dir")"'"'; do
+    [[ $out == *"$words"* ]] || fail "no $words in $out"
 done
-curl -sf "http://127.0.0.1:$port/v1/completions" -d '{"prompt":"HAMLET.","max_tokens":4}' | grep -q '"text"' || fail "no text"
-"$conclave" logs router-0 --run-dir "$run" | grep -q "all experts are hosted" || fail "logs"
+if command -v python3 >/dev/null; then
+    python3 -c 'import json, sys; json.loads(sys.argv[1])' "$out" || fail "status --json is no JSON: $out"
+fi
+try 0 "worker-2" "$conclave" status --run-dir "$dir"
+try 0 "dtype=int8" "$conclave" logs worker-2 --run-dir "$dir"
+try 0 "all experts are hosted" "$conclave" logs --run-dir "$dir"
+try 2 'no log of "worker-3"' "$conclave" logs worker-3 --run-dir "$dir"
+try 2 "already up" "$conclave" up --run-dir "$dir" --model "$model" --port "$(free_port)"
 
-if "$conclave" up --model "$root/models/demo" --run-dir "$run" --port "$port" 2>/dev/null; then fail "a second up in one run directory"; fi
-out=$("$conclave" up --model "$root/models/demo" --run-dir "$other" --port "$port" 2>&1) && fail "the port is in use"
-[[ $out == *frontend* && $out == *$port* ]] || fail "who failed, and why, is not said: $out"
-[[ -z $(find "$other" -name '*.pid' -o -name '*.sock') ]] || fail "the failed fleet left files"
-out=$("$conclave" up --model /nowhere --run-dir "$other" --port 0 2>&1) && fail "a model that is not there"
-out=$("$conclave" up --model "$root/models/demo" --no-such-option 1 --run-dir "$other" 2>&1) && fail "an unknown option"
-[[ $out == *no-such-option* ]] || fail "the unknown option is not named: $out"
+# --- another fleet can't have the port; the first serves on
+try 1 "port $port" "$conclave" up --run-dir "$work/two" --model "$model" --port "$port"
+expect_nothing_left "$work/two"
+try 0 '"completion_tokens":4' ask
+try 0 ready "$conclave" status --run-dir "$dir"
 
-run_id=$("${CONCLAVE_BIN_DIR:?}/conclave-router" --run-dir "$run" --print-run-id)
-ls /dev/shm/conclave-"$run_id"-* >/dev/null || fail "no shared memory while it runs"
-"$conclave" down --run-dir "$run" || fail "down"
-"$conclave" down --run-dir "$run" || fail "a second down is no error"
-if compgen -G "/dev/shm/conclave-$run_id-*" >/dev/null; then fail "shared memory is left"; fi
-[[ -z $(find "$run" -name '*.pid' -o -name '*.sock') ]] || fail "files are left"
-if "$conclave" status --run-dir "$run" >/dev/null 2>&1; then fail "status of a fleet that is down"; fi
-echo "deploy/conclave: all checks passed"
+# --- a process is killed: status tells, down tidies up after it
+kill -KILL "$(cat "$dir/worker-1.pid")"
+while kill -0 "$(cat "$dir/worker-1.pid")" 2>/dev/null; do sleep 0.05; done
+try 3 "dead" "$conclave" status --run-dir "$dir"
+try 3 '{"id":1,"pid":null,"state":"dead"}' "$conclave" status --json --run-dir "$dir"
+try 0 "stopped" "$conclave" down --run-dir "$dir"
+expect_nothing_left "$dir"
+try 0 "nothing ran" "$conclave" down --run-dir "$dir"
+
+# --- everything is killed: up again starts afresh
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --api-key sk-of-the-test
+for name in frontend router-0 worker-0 worker-1; do
+    tr '\0' ' ' <"/proc/$(cat "$dir/$name.pid")/cmdline" | grep -q sk-of-the-test &&
+        fail "$name shows the key on its command line"
+    kill -KILL "$(cat "$dir/$name.pid")"
+done
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --api-key sk-of-the-test
+try 0 invalid_api_key ask
+try 0 '"completion_tokens":4' ask -H 'Authorization: Bearer sk-of-the-test'
+try 0 "stopped" "$conclave" down --run-dir "$dir"
+expect_nothing_left "$dir"
+
+# --- in front, as a service manager runs it
+"$conclave" up --run-dir "$dir" --model "$model" --port "$port" --foreground >"$work/front" 2>&1 </dev/null &
+front=$!
+for ((i = 0; i < 600; i++)); do
+    grep -q serving "$work/front" && break
+    kill -0 "$front" 2>/dev/null || break
+    sleep 0.1
+done
+grep -q serving "$work/front" || fail "--foreground does not serve: $(cat "$work/front")"
+kill -TERM "$front"
+status=0
+wait "$front" || status=$?
+[[ $status == 0 ]] || fail "--foreground ended with $status: $(cat "$work/front")"
+expect_nothing_left "$dir"
+
+if ((failures)); then
+    echo "$failures checks failed"
+    exit 1
+fi
+echo "deploy: all checks passed"

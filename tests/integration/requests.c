@@ -11,6 +11,7 @@
 #include "tests/support/openai_pattern.h"
 
 #define BODY_BYTES_MAX 65536
+#define STREAM_BYTES_MAX ((size_t)8 << 20)
 #define FIRST_ORDINARY_TOKEN 259 /* after the special and the byte tokens */
 #define VOCAB 4096
 
@@ -51,10 +52,16 @@ write_prompt(strbuf *body, uint32_t i, uint64_t *state)
 }
 
 void
+requests_add(request_set *set, const char *body)
+{
+    cr_assert(set->count < REQUESTS_MAX);
+    set->bodies[set->count++] = strdup(body);
+}
+
+void
 requests_make(request_set *out, uint32_t count, uint64_t seed)
 {
-    cr_assert(count <= REQUESTS_MAX);
-    *out = (request_set){.count = count};
+    *out = (request_set){0};
     for (uint32_t i = 0; i < count; i++) {
         strbuf body;
         strbuf_init(&body, BODY_BYTES_MAX);
@@ -63,7 +70,8 @@ requests_make(request_set *out, uint32_t count, uint64_t seed)
         strbuf_printf(&body, "],\"logprobs\":3,\"seed\":%u,\"max_tokens\":%u,%s}", 1000 + i,
                       8 + (unsigned)draw(&seed, 41), samplings[i % 5]);
         cr_assert(!body.failed);
-        out->bodies[i] = body.text;
+        requests_add(out, body.text);
+        strbuf_fini(&body);
     }
 }
 
@@ -98,16 +106,31 @@ number_after(const char *text, const char *key)
     return at == NULL ? 0 : (uint32_t)strtoul(at + strlen(key), NULL, 10);
 }
 
+/* From "choices" to the end, of every event up to [DONE]; NULL if that is missing. */
+static char *
+join_events(const char *body)
+{
+    strbuf all;
+    strbuf_init(&all, STREAM_BYTES_MAX);
+    if (strstr(body, "data: [DONE]\n") == NULL || strstr(body, "{\"error\":") != NULL) return NULL;
+    for (const char *at = body; (at = strstr(at, "\"choices\":")) != NULL;) {
+        const size_t len = strcspn(at, "\n");
+        strbuf_append(&all, at, len);
+        at += len;
+    }
+    return all.text;
+}
+
 static void
 take_answer(question *q, uint32_t i, answer_set *out)
 {
-    cr_expect_eq(q->reply.status, 200, "request %u: status %ld, %.300s", i, q->reply.status,
-                 q->reply.body);
-    const char *begin = strstr(q->reply.body, "\"choices\":");
-    const char *end = strstr(q->reply.body, ",\"usage\":");
-    if (q->reply.status == 200 && begin != NULL && end != NULL) {
+    const char *body = q->reply.body, *begin = strstr(body, "\"choices\":"),
+               *end = strstr(body, ",\"usage\":");
+    cr_expect_eq(q->reply.status, 200, "request %u: status %ld, %.300s", i, q->reply.status, body);
+    if (q->reply.status == 200 && strncmp(q->reply.content_type, "text/event-stream", 17) == 0) {
+        out->choices[i] = join_events(body);
+    } else if (q->reply.status == 200 && begin != NULL && end != NULL) {
         out->choices[i] = strndup(begin, (size_t)(end - begin));
-        out->tokens[i] = number_after(end, "\"completion_tokens\":");
         out->cached_tokens += number_after(end, "\"cached_tokens\":");
     }
     http_reply_fini(&q->reply);
@@ -124,19 +147,32 @@ requests_ask_alone(const request_set *set, const char *url, answer_set *out)
     }
 }
 
+static question questions[REQUESTS_MAX];
+
 void
-requests_ask_together(const request_set *set, const char *url, answer_set *out)
+requests_ask_begin(const request_set *set, const char *url)
 {
-    static question questions[REQUESTS_MAX];
-    *out = (answer_set){.count = set->count};
     for (uint32_t i = 0; i < set->count; i++) {
         questions[i] = (question){.url = url, .body = set->bodies[i]};
         cr_assert_eq(pthread_create(&questions[i].thread, NULL, ask, &questions[i]), 0);
     }
+}
+
+void
+requests_ask_end(const request_set *set, answer_set *out)
+{
+    *out = (answer_set){.count = set->count};
     for (uint32_t i = 0; i < set->count; i++) {
         pthread_join(questions[i].thread, NULL);
         take_answer(&questions[i], i, out);
     }
+}
+
+void
+requests_ask_together(const request_set *set, const char *url, answer_set *out)
+{
+    requests_ask_begin(set, url);
+    requests_ask_end(set, out);
 }
 
 void

@@ -1,5 +1,5 @@
-/* requests: a fixed set of completion requests of many kinds, and their answers, for comparing what
- * one fleet answers with what another does, byte for byte.
+/* requests: completion requests and their answers, for comparing what one fleet answers with what
+ * another does, byte for byte; and a fixed set of requests of many kinds.
  *
  * Prompts have 1 to 600 tokens; some share their beginning.  Some requests are greedy, some sampled
  * with this or that filter or penalty, each with a seed.  All ask for the logprobs of three tokens.
@@ -22,17 +22,22 @@ typedef struct request_set {
 
 typedef struct answer_set {
     uint32_t count;
-    char *choices[REQUESTS_MAX]; /* the answer's "choices" as it came; NULL: not 200 */
-    uint32_t tokens[REQUESTS_MAX];
+    /* The answer's "choices" as it came, of a stream those of all events; NULL: not 200, or cut. */
+    char *choices[REQUESTS_MAX];
     uint32_t cached_tokens; /* of all prompts */
 } answer_set;
 
+/* An empty set is {0}. */
+void requests_add(request_set *set, const char *body);
 void requests_make(request_set *out, uint32_t count, uint64_t seed);
 void requests_free(request_set *set);
 
 /* One after the other. */
 void requests_ask_alone(const request_set *set, const char *url, answer_set *out);
-/* All at once. */
+/* All at once; begin() returns when all are on their way, end() when all are answered.  One at a
+ * time may be between the two. */
+void requests_ask_begin(const request_set *set, const char *url);
+void requests_ask_end(const request_set *set, answer_set *out);
 void requests_ask_together(const request_set *set, const char *url, answer_set *out);
 void answers_free(answer_set *answers);
 

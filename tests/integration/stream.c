@@ -1,93 +1,48 @@
 #include "tests/integration/stream.h"
 
-#include <cjson/cJSON.h>
-#include <criterion/criterion.h>
-#include <curl/curl.h>
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
-#define TEXT_MAX (1u << 20)
+#define PATIENCE_S 90
 
-static bool
-take_line(stream *s, const char *line)
+int
+stream_open(const char *url, const char *body)
 {
-    if (strncmp(line, "data: ", 6) != 0) return true;
-    if (strcmp(line + 6, "[DONE]") == 0) {
-        s->done = true;
-        return true;
+    const char *colon = strrchr(url, ':');
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct sockaddr_in to = {.sin_family = AF_INET,
+                                   .sin_port = htons((uint16_t)strtoul(colon + 1, NULL, 10)),
+                                   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const struct timeval patience = {.tv_sec = PATIENCE_S};
+    char *text = NULL;
+    const int len = asprintf(&text,
+                             "POST /v1/completions HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+                             "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+                             strlen(body), body);
+    const bool good = fd >= 0 && len > 0 &&
+                      setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) == 0 &&
+                      connect(fd, (const struct sockaddr *)&to, sizeof to) == 0 &&
+                      send(fd, text, (size_t)len, MSG_NOSIGNAL) == len;
+    free(text);
+    if (good) return fd;
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+bool
+stream_read_until(int fd, char *buf, size_t size, const char *until)
+{
+    size_t len = strlen(buf);
+    while (strstr(buf, until) == NULL) {
+        const ssize_t n = len + 1 < size ? recv(fd, buf + len, size - len - 1, 0) : 0;
+        if (n <= 0) return false;
+        len += (size_t)n;
+        buf[len] = '\0';
     }
-    cJSON *event = cJSON_Parse(line + 6);
-    const cJSON *choice = cJSON_GetArrayItem(cJSON_GetObjectItem(event, "choices"), 0);
-    const cJSON *text = cJSON_GetObjectItem(choice, "text"),
-                *error = cJSON_GetObjectItem(event, "error");
-    if (text != NULL) strbuf_puts(&s->text, text->valuestring);
-    if (error != NULL || event == NULL) snprintf(s->error, sizeof s->error, "%.150s", line);
-    cJSON_Delete(event);
-    const unsigned events = atomic_fetch_add(&s->events, 1) + 1;
-    return s->leave_after == 0 || events < s->leave_after;
-}
-
-static size_t
-on_bytes(char *bytes, size_t size, size_t count, void *user)
-{
-    stream *s = user;
-    for (size_t i = 0; i < size * count; i++) {
-        if (bytes[i] != '\n') {
-            strbuf_append(&s->line, bytes + i, 1);
-            continue;
-        }
-        const bool stay = take_line(s, strbuf_text(&s->line));
-        strbuf_reset(&s->line);
-        if (!stay) {
-            s->left = true;
-            return 0; /* curl closes the connection */
-        }
-    }
-    return size * count;
-}
-
-static void *
-stream_main(void *arg)
-{
-    stream *s = arg;
-    CURL *curl = curl_easy_init();
-    char url[128];
-    snprintf(url, sizeof url, "%s/v1/completions", s->url);
-    struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
-    curl_easy_setopt(curl, CURLOPT_URL, url);
-    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
-    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, s->body);
-    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_bytes);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, s);
-    curl_easy_setopt(curl, CURLOPT_TIMEOUT, 100L);
-    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(curl, CURLOPT_PROXY, "");
-    const CURLcode rc = curl_easy_perform(curl);
-    curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &s->status);
-    if (rc != CURLE_OK && !s->left)
-        snprintf(s->error, sizeof s->error, "%s", curl_easy_strerror(rc));
-    curl_slist_free_all(headers);
-    curl_easy_cleanup(curl);
-    return NULL;
-}
-
-void
-stream_start(stream *s)
-{
-    strbuf_init(&s->text, TEXT_MAX);
-    strbuf_init(&s->line, TEXT_MAX);
-    cr_assert_eq(pthread_create(&s->thread, NULL, stream_main, s), 0);
-}
-
-void
-stream_join(stream *s)
-{
-    pthread_join(s->thread, NULL);
-    strbuf_fini(&s->line);
-}
-
-void
-stream_fini(stream *s)
-{
-    strbuf_fini(&s->text);
+    return true;
 }

@@ -1,36 +1,20 @@
-/* stream: clients that read completions as they come, on threads of their own, and may leave early.
+/* stream: a client of a streamed completion that reads as much as it likes, and leaves when it
+ * likes.
  *
- * Threads: stream_start() starts one thread for each stream, stream_join() joins it; text and
- * counts are read after that, `events` at any time.
+ * Threads: no shared state; no function here fails a test.
  */
 #ifndef MOE_TESTS_INTEGRATION_STREAM_H
 #define MOE_TESTS_INTEGRATION_STREAM_H
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 
-#include "common/strbuf.h"
+/* Connect to a fleet's url, and post body to /v1/completions; reads fail after 90 s.  -1: could not
+ * connect.  close() ends it. */
+int stream_open(const char *url, const char *body);
 
-typedef struct stream {
-    /* In. */
-    char url[96];
-    char body[512];       /* of POST /v1/completions; with "stream":true */
-    unsigned leave_after; /* events; 0 = stay to the end */
-
-    /* Out. */
-    _Atomic unsigned events;
-    long status;
-    bool left, done; /* done: [DONE] was seen */
-    strbuf text;     /* the choices' texts */
-    char error[160];
-
-    pthread_t thread;
-    strbuf line;
-} stream;
-
-void stream_start(stream *s);
-void stream_join(stream *s); /* text stays until stream_fini() */
-void stream_fini(stream *s);
+/* Append what comes to buf [size], which holds a text, until that has `until` in it.  False if the
+ * connection ends first, or buf is full. */
+bool stream_read_until(int fd, char *buf, size_t size, const char *until);
 
 #endif
