@@ -11,7 +11,7 @@
 #include "model/checkpoint.h"
 
 typedef struct options {
-    const char *model, *run_dir, *host, *served_name, *api_key, *log_level, *tls_cert, *tls_key;
+    const char *model, *run_dir, *host, *served_name, *api_key, *log_level;
     int64_t port, seed, max_waiting, connections, grace_ms;
     bool prefix_caching;
 } options;

@@ -12,6 +12,8 @@
 
 #define UPDATE_MS 100
 #define HEARTBEAT_MS_MAX 500
+/* A worker that lives but does not answer; one whose heartbeats stop is given up sooner. */
+#define LAYER_TIMEOUT_MS (600u * 1000)
 /* When nobody says how large the KV cache is: room for every sequence at full length, but no more
  * than this. */
 #define KV_BYTES_DEFAULT ((size_t)1 << 30)
@@ -140,7 +142,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .max_num_batched_tokens = sizes.token_max,
                                           .max_model_len = sizes.max_model_len,
                                           .kv_block_count = sizes.kv_block_count,
-                                          .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,
+                                          .layer_timeout_ms = LAYER_TIMEOUT_MS,
                                           .incarnation = incarnation},
                         eb);
     if (err) goto done;
@@ -229,8 +231,8 @@ main(int argc, char **argv)
          "ping-pong pipeline of attention and experts"},
         {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
          "compute threads; 0 = all CPUs"},
-        {"worker-timeout-ms", NULL, FLAG_INT, &o.worker_timeout_ms, "30000", 100, 3600000, NULL,
-         "ms", "a worker that is silent for so long is given up"},
+        {"worker-timeout-ms", NULL, FLAG_INT, &o.worker_timeout_ms, "5000", 100, 3600000, NULL,
+         "ms", "a worker whose heartbeats stop for so long is given up"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
         {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,

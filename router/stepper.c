@@ -189,7 +189,7 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
         membership_get_status(s->config.membership, &status);
         return err_set(eb, MOE_ECLOSED, "the fleet is not ready: %s", status.detail);
     }
-    fleet.timeout_ms = s->config.worker_timeout_ms;
+    fleet.timeout_ms = s->config.layer_timeout_ms;
     const uint64_t start = clock_now_ns();
     uint64_t tokens = 0;
     for (size_t i = 0; i < r->n_work; i++) {

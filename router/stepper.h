@@ -23,8 +23,9 @@ typedef struct stepper_config {
     uint32_t max_num_batched_tokens;
     uint32_t max_model_len;
     uint32_t kv_block_count;
-    uint32_t worker_timeout_ms;
-    uint64_t incarnation; /* of this router */
+    uint32_t layer_timeout_ms; /* longest wait for one layer's results; a worker that is dead is
+                                  found sooner */
+    uint64_t incarnation;      /* of this router */
 } stepper_config;
 
 typedef struct stepper_stats {
