@@ -442,20 +442,21 @@ call_init(rpc_call *call, rpc_server *s)
     return arena_create(&call->memory, s->unpacked_bytes_max);
 }
 
-/* Everything of nng's: after this no callback runs. */
+/* Everything of nng's: after this no callback runs.  Receiving ends before the socket closes: a
+ * request that arrives during nng_close() can make nng 1.5 wait forever for its own task. */
 static void
 server_close(rpc_server *s)
 {
     for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
         if (s->calls[i].sender != NULL) nng_aio_wait(s->calls[i].sender);
     }
-    if (s->socket_open) nng_close(s->socket);
     for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
         rpc_call *call = &s->calls[i];
         if (call->receiver == NULL || call->sender == NULL) continue;
         nng_aio_stop(call->receiver);
         nng_aio_stop(call->sender);
     }
+    if (s->socket_open) nng_close(s->socket);
     for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
         nng_aio_free(s->calls[i].receiver);
         nng_aio_free(s->calls[i].sender);
