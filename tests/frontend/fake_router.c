@@ -1,0 +1,300 @@
+#include "tests/frontend/fake_router.h"
+
+#include <criterion/criterion.h>
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/hash.h"
+
+#define BLOCK_TOKENS 4u
+
+uint32_t
+fake_router_next(const uint32_t *history, uint32_t count)
+{
+    uint64_t h = 17;
+    for (uint32_t i = 0; i < count; i++) {
+        h = hash_combine(h, history[i]);
+    }
+    return (uint32_t)(h >> 20) % FAKE_VOCAB;
+}
+
+static bool
+refuse(fake_router *r, const char *why)
+{
+    r->refused++;
+    snprintf(r->refusal, sizeof r->refusal, "%s", why);
+    return false;
+}
+
+/* The rules of a step, in short: see router/stepper.c. */
+static bool
+apply(fake_router *r, const Conclave__SeqWork *w)
+{
+    if (w->slot >= r->max_num_seqs || w->n_tokens == 0) return refuse(r, "slot or tokens");
+    fake_slot *slot = &r->slots[w->slot];
+    if (w->init != NULL) {
+        if (w->init->n_cached_tokens != w->start_pos) return refuse(r, "cached tokens");
+        *slot = (fake_slot){
+            .used = true, .known = w->start_pos, .num_logprobs = w->init->sampling->num_logprobs};
+        for (uint32_t i = 0; i < w->start_pos; i++) {
+            slot->history[i] = w->init->cached_tokens[i];
+        }
+    }
+    if (!slot->used || slot->known != w->start_pos) return refuse(r, "start position");
+    if (w->n_blocks > 0) {
+        if (w->block_start > slot->block_count) return refuse(r, "block_start");
+        slot->block_count = w->block_start + (uint32_t)w->n_blocks;
+    }
+    if (slot->known + w->n_tokens > slot->block_count * BLOCK_TOKENS ||
+        slot->known + w->n_tokens > r->max_model_len)
+        return refuse(r, "blocks");
+    memcpy(slot->history + slot->known, w->tokens, w->n_tokens * sizeof(uint32_t));
+    slot->known += (uint32_t)w->n_tokens;
+    return true;
+}
+
+typedef struct answer {
+    Conclave__StepReply reply;
+    Conclave__SeqResult results[FAKE_SEQS_MAX + 1];
+    Conclave__SeqResult *pointers[FAKE_SEQS_MAX + 1];
+    Conclave__TokenLogprobs logprobs[FAKE_SEQS_MAX + FAKE_TOKENS_MAX];
+    Conclave__TokenLogprobs *prompt[FAKE_TOKENS_MAX];
+    uint32_t top[2];
+    double top_logprobs[2];
+    uint32_t logprob_count, prompt_count;
+} answer;
+
+static Conclave__TokenLogprobs *
+logprobs_of(answer *a, uint32_t token, uint32_t position, int32_t top)
+{
+    Conclave__TokenLogprobs *l = &a->logprobs[a->logprob_count++];
+    conclave__token_logprobs__init(l);
+    l->token = token;
+    l->rank = 1;
+    l->logprob = -(double)position;
+    if (top > 0) {
+        l->n_top_ids = l->n_top_logprobs = 2;
+        l->top_ids = a->top;
+        l->top_logprobs = a->top_logprobs;
+    }
+    return l;
+}
+
+static void
+compute(fake_router *r, const Conclave__SeqWork *w, answer *a, Conclave__SeqResult *out)
+{
+    const fake_slot *slot = &r->slots[w->slot];
+    conclave__seq_result__init(out);
+    out->slot = w->slot;
+    for (uint32_t i = 0; w->prompt_logprobs && i < w->n_tokens; i++) {
+        if (i + 1 == w->n_tokens && !w->has_next_token) break;
+        const uint32_t next = i + 1 < w->n_tokens ? w->tokens[i + 1] : w->next_token;
+        if (out->n_prompt_logprobs++ == 0) out->prompt_logprobs = a->prompt + a->prompt_count;
+        a->prompt[a->prompt_count++] =
+            logprobs_of(a, next, w->start_pos + i + 1, slot->num_logprobs);
+    }
+    if (!w->sample) return;
+    out->sampled = true;
+    out->token = fake_router_next(slot->history, slot->known);
+    if (slot->num_logprobs >= 0)
+        out->logprobs = logprobs_of(a, out->token, slot->known, slot->num_logprobs);
+}
+
+static void
+spoil(answer *a, fake_spoil how)
+{
+    Conclave__SeqResult *first = &a->results[0];
+    switch (how) {
+    case SPOIL_SLOT: first->slot++; break;
+    case SPOIL_COUNT: a->reply.n_results--; break;
+    case SPOIL_TOKEN: first->token = FAKE_VOCAB; break;
+    case SPOIL_NOT_SAMPLED: first->sampled = false; break;
+    case SPOIL_NO_LOGPROBS: first->logprobs = NULL; break;
+    case SPOIL_TOP_ID: a->top[1] = FAKE_VOCAB; break;
+    case SPOIL_STEP: a->reply.step++; break;
+    case SPOIL_PROMPT_LOGPROBS: first->n_prompt_logprobs--; break;
+    default: break;
+    }
+}
+
+static void
+run(fake_router *r, const Conclave__StepRequest *q, rpc_call *call)
+{
+    static _Thread_local answer a;
+    a = (answer){.reply = CONCLAVE__STEP_REPLY__INIT, .top = {1, 2}};
+    pthread_mutex_lock(&r->lock);
+    bool good = true;
+    uint32_t tokens = 0;
+    if (r->last_step != 0 && q->step != 1 && q->step != r->last_step + 1)
+        good = refuse(r, "the step does not follow");
+    for (size_t i = 0; i < q->n_work && good; i++) {
+        good = apply(r, q->work[i]);
+        tokens += (uint32_t)q->work[i]->n_tokens;
+    }
+    if (good && tokens > r->max_num_batched_tokens) good = refuse(r, "too many tokens");
+    for (size_t i = 0; i < q->n_work && good; i++) {
+        compute(r, q->work[i], &a, &a.results[i]);
+        a.pointers[i] = &a.results[i];
+    }
+    if (good) r->last_step = q->step;
+    const bool lost = r->lose_every != 0 && ++r->steps % r->lose_every == 0;
+    a.reply.step = q->step;
+    a.reply.n_results = q->n_work;
+    a.reply.results = a.pointers;
+    spoil(&a, r->spoil);
+    r->spoil = SPOIL_NOTHING;
+    pthread_mutex_unlock(&r->lock);
+    if (!good)
+        rpc_fail(call, RPC_INVALID_ARGUMENT, "broken rule: %s", r->refusal);
+    else if (lost)
+        rpc_fail(call, RPC_UNAVAILABLE, "a worker was lost");
+    else
+        rpc_reply(call, &a.reply.base);
+}
+
+static void
+router_step(Conclave__Router_Service *base, const Conclave__StepRequest *q,
+            Conclave__StepReply_Closure closure, void *call)
+{
+    (void)closure;
+    fake_router *r = (fake_router *)base;
+    pthread_mutex_lock(&r->lock);
+    const rpc_status fail = r->fail;
+    const bool other = q->router_incarnation != r->incarnation;
+    r->fail = RPC_OK;
+    const bool hold = r->hold && fail == RPC_OK && !other;
+    if (hold) {
+        r->held = call;
+        r->held_request = q;
+        pthread_cond_broadcast(&r->changed);
+    }
+    pthread_mutex_unlock(&r->lock);
+    if (hold) return;
+    if (fail != RPC_OK)
+        rpc_fail(call, fail, "told to fail");
+    else if (other)
+        rpc_fail(call, RPC_UNAVAILABLE, "another router's KV cache");
+    else
+        run(r, q, call);
+}
+
+static void
+router_health(Conclave__Router_Service *base, const Conclave__HealthRequest *q,
+              Conclave__HealthReply_Closure closure, void *call)
+{
+    (void)q;
+    fake_router *r = (fake_router *)base;
+    Conclave__HealthReply reply = CONCLAVE__HEALTH_REPLY__INIT;
+    Conclave__ModelIdentity model = CONCLAVE__MODEL_IDENTITY__INIT;
+    pthread_mutex_lock(&r->lock);
+    model.fingerprint = r->fingerprint;
+    reply.model = &model;
+    reply.ready = r->ready;
+    reply.detail = (char *)(uintptr_t)(r->ready ? "ready" : "1 of 2 workers are ready");
+    reply.incarnation = r->incarnation;
+    reply.version = (char *)(uintptr_t)r->version;
+    reply.kv_block_count = r->kv_block_count;
+    reply.kv_block_tokens = BLOCK_TOKENS;
+    reply.max_num_seqs = r->max_num_seqs;
+    reply.max_num_batched_tokens = r->max_num_batched_tokens;
+    reply.max_model_len = r->max_model_len;
+    pthread_mutex_unlock(&r->lock);
+    closure(&reply, call);
+}
+
+void
+fake_router_init(fake_router *r)
+{
+    static uint32_t serial;
+    *r = (fake_router){.incarnation = 100,
+                       .fingerprint = 7,
+                       .version = CONCLAVE_VERSION,
+                       .ready = true,
+                       .max_num_seqs = 4,
+                       .max_num_batched_tokens = 16,
+                       .max_model_len = 64,
+                       .kv_block_count = 64};
+    conclave__router__init(&r->base, NULL);
+    r->base.health = router_health;
+    r->base.step = router_step;
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->changed, NULL);
+    const char *dir = getenv("TMPDIR");
+    snprintf(r->url, sizeof r->url, "ipc://%s/conclave-fake-router-%d-%u.sock",
+             dir != NULL ? dir : "/tmp", (int)getpid(), serial++);
+}
+
+void
+fake_router_serve(fake_router *r)
+{
+    errbuf eb = {{0}};
+    const rpc_server_options options = {.url = r->url, .service = &r->base.base};
+    cr_assert_eq(rpc_server_start(&r->server, &options, &eb), MOE_OK, "%s", eb.text);
+}
+
+void
+fake_router_kill(fake_router *r)
+{
+    rpc_server_stop(r->server);
+    r->server = NULL;
+    pthread_mutex_lock(&r->lock);
+    rpc_call *held = r->held;
+    r->held = NULL;
+    r->hold = false;
+    pthread_mutex_unlock(&r->lock);
+    if (held != NULL) rpc_fail(held, RPC_UNAVAILABLE, "killed");
+}
+
+void
+fake_router_restart(fake_router *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->incarnation++;
+    r->last_step = 0;
+    memset(r->slots, 0, sizeof r->slots);
+    pthread_mutex_unlock(&r->lock);
+    fake_router_serve(r);
+}
+
+void
+fake_router_hold(fake_router *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->hold = true;
+    pthread_mutex_unlock(&r->lock);
+}
+
+void
+fake_router_wait_held(fake_router *r)
+{
+    pthread_mutex_lock(&r->lock);
+    while (r->held == NULL)
+        pthread_cond_wait(&r->changed, &r->lock);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void
+answer_held(fake_router *r, bool hold)
+{
+    pthread_mutex_lock(&r->lock);
+    rpc_call *held = r->held;
+    const Conclave__StepRequest *request = r->held_request;
+    r->held = NULL;
+    r->hold = hold;
+    pthread_mutex_unlock(&r->lock);
+    if (held != NULL) run(r, request, held);
+}
+
+void
+fake_router_pass(fake_router *r)
+{
+    answer_held(r, true);
+}
+
+void
+fake_router_release(fake_router *r)
+{
+    answer_held(r, false);
+}
