@@ -178,6 +178,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
 done:
     if (err) LOG_ERROR("router", "%s", eb->text);
     router_service_stop(service); /* first: its handlers use what follows */
+    membership_close(running);
     stepper_stop(step);
     membership_free(running);
     router_end_free(exchange);
