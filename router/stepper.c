@@ -9,6 +9,7 @@
 #include "common/futex.h"
 #include "common/log.h"
 #include "router/sampler.h"
+#include "router/stepper_internal.h"
 
 #define QUEUE_MAX 2 /* steps in flight */
 #define STOP_TOKENS_MAX 64
@@ -75,11 +76,40 @@ check_sampling(const Conclave__Sampling *p, errbuf *eb)
         return err_set(eb, MOE_EINVAL,
                        "%zu stop tokens, %zu and %zu bias entries: too many, or uneven",
                        p->n_stop_token_ids, p->n_bias_ids, p->n_bias_values);
-    if (!isfinite(p->temperature) || !isfinite(p->top_p) || !isfinite(p->min_p) ||
-        p->num_logprobs > (int32_t)SAMPLER_TOP_MAX)
-        return err_set(eb, MOE_EINVAL,
-                       "a sampling parameter is not finite, or num_logprobs %d is above %u",
-                       p->num_logprobs, SAMPLER_TOP_MAX);
+    const struct {
+        const char *name;
+        double value;
+    } numbers[] = {
+        {"temperature", p->temperature},
+        {"top_p", p->top_p},
+        {"min_p", p->min_p},
+        {"presence_penalty", p->presence_penalty},
+        {"frequency_penalty", p->frequency_penalty},
+        {"repetition_penalty", p->repetition_penalty},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        if (!isfinite(numbers[i].value))
+            return err_set(eb, MOE_EINVAL, "%s is not finite", numbers[i].name);
+    }
+    for (size_t i = 0; i < p->n_bias_values; i++) {
+        if (isnan(p->bias_values[i]))
+            return err_set(eb, MOE_EINVAL, "bias value %zu is not a number", i);
+    }
+    if (p->num_logprobs > (int32_t)SAMPLER_TOP_MAX)
+        return err_set(eb, MOE_EINVAL, "num_logprobs %d is above %u", p->num_logprobs,
+                       SAMPLER_TOP_MAX);
+    return MOE_OK;
+}
+
+static moe_err
+check_ids(const stepper *s, const Conclave__SeqWork *w, const char *what, const uint32_t *ids,
+          size_t count, errbuf *eb)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] >= s->config.vocab_size)
+            return err_set(eb, MOE_EINVAL, "slot %u: %s %zu is %u, not below %u", w->slot, what, i,
+                           ids[i], s->config.vocab_size);
+    }
     return MOE_OK;
 }
 
@@ -113,13 +143,19 @@ check_work(const stepper *s, const Conclave__SeqWork *w, errbuf *eb)
     const seq_slot *slot = &s->slots[w->slot];
     if (w->token_is_last_sampled || w->n_tokens == 0)
         return err_set(eb, MOE_EINVAL, "slot %u: work without tokens", w->slot);
+    moe_err err = check_ids(s, w, "token", w->tokens, w->n_tokens, eb);
+    if (err) return err;
     if (w->init != NULL) {
-        const moe_err err = check_sampling(w->init->sampling, eb);
-        if (err) return err;
-        if (w->init->n_cached_tokens != w->start_pos ||
-            w->init->prompt_len > s->config.max_model_len)
+        err = check_sampling(w->init->sampling, eb);
+        if (err) return err_wrap(eb, err, "slot %u", w->slot);
+        if (w->init->n_cached_tokens != w->start_pos)
             return err_set(eb, MOE_EINVAL, "slot %u: %zu cached tokens, but the work starts at %u",
                            w->slot, w->init->n_cached_tokens, w->start_pos);
+        if (w->init->prompt_len > s->config.max_model_len)
+            return err_set(eb, MOE_EINVAL, "slot %u: prompt_len %u is above %u", w->slot,
+                           w->init->prompt_len, s->config.max_model_len);
+        err = check_ids(s, w, "cached token", w->init->cached_tokens, w->init->n_cached_tokens, eb);
+        if (err) return err;
     } else if (!slot->used || w->start_pos != slot->known) {
         return err_set(eb, MOE_EINVAL, "slot %u: work at position %u, but %u are known", w->slot,
                        w->start_pos, slot->used ? slot->known : 0);
@@ -130,8 +166,8 @@ check_work(const stepper *s, const Conclave__SeqWork *w, errbuf *eb)
     return check_blocks(s, w, slot, eb);
 }
 
-static moe_err
-check_request(stepper *s, const Conclave__StepRequest *r, errbuf *eb)
+moe_err
+stepper_check(stepper *s, const Conclave__StepRequest *r, errbuf *eb)
 {
     if (r->n_work > s->config.max_num_seqs)
         return err_set(eb, MOE_ERANGE, "%zu sequences in a step, at most %u", r->n_work,
@@ -270,7 +306,7 @@ clear_reply(stepper *s, const Conclave__StepRequest *r)
 static moe_err
 run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply, errbuf *eb)
 {
-    moe_err err = check_request(s, r, eb);
+    moe_err err = stepper_check(s, r, eb);
     if (err) return err;
     expert_fleet fleet;
     if (!membership_enter(s->config.membership, &fleet)) {
@@ -288,7 +324,7 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
     clear_reply(s, r);
     s->request = r;
     step_times times;
-    uint32_t lost;
+    uint32_t lost = UINT32_MAX;
     err = transformer_step(s->config.transformer, &fleet, r->step, s->seqs, (uint32_t)r->n_work,
                            on_logits, s, NULL, &times, &lost, eb);
     if (err == MOE_ETIMEDOUT || err == MOE_ECLOSED || err == MOE_EINTERNAL) {
@@ -443,6 +479,8 @@ stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call)
     pthread_mutex_unlock(&s->lock);
     if (room)
         futex_bump(&s->bell);
+    else if (atomic_load(&s->stopping))
+        rpc_fail(call, RPC_UNAVAILABLE, "this router is stopping");
     else
         rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d steps are in flight already", QUEUE_MAX);
 }
