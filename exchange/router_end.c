@@ -211,14 +211,21 @@ set_in_flight(router_end *re, uint32_t micro_batch, uint32_t worker, bool on)
         atomic_fetch_and_explicit(word, ~bit, memory_order_relaxed);
 }
 
+/* This worker's answer is no longer awaited. */
+static void
+forget(router_end *re, uint32_t micro_batch, uint32_t worker)
+{
+    re->slots[worker].places[micro_batch].outcome = NOTHING_ASKED;
+    set_in_flight(re, micro_batch, worker, false);
+}
+
 void
 router_end_drop(router_end *re, uint32_t worker)
 {
     if (worker >= WORKER_MAX || atomic_load(&re->slots[worker].state) == SLOT_FREE) return;
     worker_slot *slot = &re->slots[worker];
     for (uint32_t mb = 0; mb < MICRO_BATCH_MAX; mb++) {
-        set_in_flight(re, mb, worker, false);
-        slot->places[mb].outcome = NOTHING_ASKED;
+        forget(re, mb, worker);
     }
     nng_link_close(slot->nng);
     slot->nng = NULL;
@@ -381,6 +388,20 @@ router_end_wait(router_end *re, uint32_t micro_batch, uint64_t deadline_ns, uint
                            *missing);
         futex_wait_change(&re->bell->count, seen, deadline_ns);
     }
+}
+
+moe_err
+router_end_settle(router_end *re, uint64_t deadline_ns, uint32_t *missing)
+{
+    for (uint32_t mb = 0; mb < re->limits.micro_batch_max;) {
+        const moe_err err = router_end_wait(re, mb, deadline_ns, missing, NULL);
+        if (err == MOE_ETIMEDOUT) return err;
+        if (err)
+            forget(re, mb, *missing); /* lost, or it answered nonsense */
+        else
+            mb++;
+    }
+    return MOE_OK;
 }
 
 const float *

@@ -15,8 +15,8 @@
  * the bytes. A backend for GPUs fits behind these calls: post takes a plan whose counts may live on
  * the device, wait is a stream wait, buffers are of fixed size.
  *
- * When a worker is lost, wait() names it; drop() it and wait() again for the others, so that no
- * dispatch is in flight, then post the layer anew, to those that are left, with attempt + 1.
+ * When a worker is lost, wait() names it; settle() then waits for the others, so that no dispatch
+ * is in flight, and the layer may be posted anew, to those that are left, with attempt + 1.
  *
  * Threads: create, prepare, complete and free from the control thread; rows, post, wait and result
  * from the step thread; give_up from any thread.  drop from either, never while the other uses that
@@ -86,6 +86,11 @@ moe_err router_end_post(router_end *re, uint32_t worker, const wire_hdr *h,
  * having answered, so the next wait() goes on with the others  */
 moe_err router_end_wait(router_end *re, uint32_t micro_batch, uint64_t deadline_ns,
                         uint32_t *missing, errbuf *eb);
+
+/* After an error of post or wait: wait for the answers that are still on their way, throw them away
+ * and forget the workers that are lost, so that no dispatch of any micro-batch is in flight.
+ *   MOE_ETIMEDOUT  *missing has not answered: give it up and call again  */
+moe_err router_end_settle(router_end *re, uint64_t deadline_ns, uint32_t *missing);
 
 /* After a successful wait, until the next post for this micro-batch: row r at + r *
  * exchange_result_stride().  NULL if nothing was asked of it, or it refused. */

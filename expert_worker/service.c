@@ -14,6 +14,10 @@
 #define REGISTER_TIMEOUT_MS 2000
 #define HEARTBEAT_DEFAULT_MS 250
 #define LOAD_MESSAGE_BYTES (16u << 20)
+#define CALL_POLL_MS 50 /* how soon a call is left when the worker stops */
+
+/* Router's methods, in the order of conclave.proto. */
+enum { METHOD_REGISTER = 1, METHOD_HEARTBEAT = 2 };
 
 typedef struct job {
     bool attach; /* else load */
@@ -114,8 +118,9 @@ load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf 
     expert_layout_init(&layout, s->config.dtype, config, begin, end);
     const uint64_t start = clock_now_ns();
     expert_store *store;
-    moe_err err = expert_store_create(&store, s->config.checkpoint, &layout, r->experts,
-                                      (uint32_t)r->n_experts, s->config.load_pool, eb);
+    moe_err err =
+        expert_store_create(&store, s->config.checkpoint, &layout, r->experts,
+                            (uint32_t)r->n_experts, s->config.load_pool, &s->stopping, eb);
     if (err) return err;
     *bytes = expert_store_bytes(store);
     err = compute_load(s->config.compute, store, r->epoch, config->num_experts, r->row_max, eb);
@@ -141,6 +146,8 @@ copy_name(char *dst, size_t size, const char *src, const char *what, errbuf *eb)
 static moe_err
 attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answer, errbuf *eb)
 {
+    if (strcmp(r->backend, "shm") != 0 && strcmp(r->backend, "nng") != 0)
+        return err_set(eb, MOE_EINVAL, "unknown backend \"%.16s\"", r->backend);
     attach_offer offer = {.router_id = r->router_id,
                           .router_incarnation = r->router_incarnation,
                           .backend = strcmp(r->backend, "shm") == 0 ? EXCHANGE_SHM : EXCHANGE_NNG};
@@ -170,6 +177,10 @@ run_job(worker_service *s, const job *j)
 {
     errbuf eb = {{0}};
     moe_err err;
+    if (atomic_load(&s->stopping)) {
+        rpc_fail(j->call, RPC_UNAVAILABLE, "this worker is stopping");
+        return;
+    }
     if (j->attach) {
         attach_answer answer = {{0}, {0}};
         err = attach(s, j->request, &answer, &eb);
@@ -239,6 +250,13 @@ worker_service_create(worker_service **out, const worker_service_config *config,
     return MOE_OK;
 }
 
+static bool
+is_stopping(void *arg)
+{
+    worker_service *s = arg;
+    return atomic_load(&s->stopping);
+}
+
 /* MOE_EMISMATCH and MOE_EPERM are final; anything else is tried again. */
 static moe_err
 register_worker(worker_service *s, errbuf *eb)
@@ -257,7 +275,8 @@ register_worker(worker_service *s, errbuf *eb)
     ProtobufCMessage *response;
     rpc_status status;
     const moe_err err =
-        rpc_call_sync(s->router, 1, &request.base, REGISTER_TIMEOUT_MS, &response, &status, eb);
+        rpc_call_watched(s->router, METHOD_REGISTER, &request.base, REGISTER_TIMEOUT_MS,
+                         is_stopping, s, CALL_POLL_MS, &response, &status, eb);
     if (err) {
         if (status == RPC_FAILED_PRECONDITION) return MOE_EMISMATCH;
         return status == RPC_PERMISSION_DENIED ? MOE_EPERM : MOE_EBUSY;
@@ -279,7 +298,8 @@ heartbeat(worker_service *s)
     request.incarnation = s->config.incarnation;
     ProtobufCMessage *response;
     const moe_err err =
-        rpc_call_sync(s->router, 2, &request.base, REGISTER_TIMEOUT_MS, &response, NULL, NULL);
+        rpc_call_watched(s->router, METHOD_HEARTBEAT, &request.base, REGISTER_TIMEOUT_MS,
+                         is_stopping, s, CALL_POLL_MS, &response, NULL, NULL);
     if (err)
         return; /* the router is away: the next heartbeat finds out whether it still knows us */
     s->registered = ((const Conclave__HeartbeatReply *)(const void *)response)->known;

@@ -21,6 +21,7 @@ typedef struct pack_job {
     expert_store *store;
     const checkpoint *checkpoint;
     const uint32_t *experts;
+    const _Atomic bool *cancel;
     _Atomic uint32_t failed; /* 1 + index of an expert that could not be packed */
 } pack_job;
 
@@ -30,6 +31,7 @@ pack_one(void *arg, uint32_t item, uint32_t thread)
     (void)thread;
     pack_job *job = arg;
     expert_store *s = job->store;
+    if (job->cancel != NULL && atomic_load_explicit(job->cancel, memory_order_relaxed)) return;
     const uint32_t id = job->experts[item];
     char *slot = s->slots + (size_t)item * s->layout.slot_bytes;
     if (pack_expert(slot, &s->layout, job->checkpoint, id / s->num_experts, id % s->num_experts))
@@ -53,7 +55,8 @@ index_slots(expert_store *s, const uint32_t *experts, uint32_t count, errbuf *eb
 
 moe_err
 expert_store_create(expert_store **out, const checkpoint *c, const expert_layout *layout,
-                    const uint32_t *experts, uint32_t count, pool *p, errbuf *eb)
+                    const uint32_t *experts, uint32_t count, pool *p, const _Atomic bool *cancel,
+                    errbuf *eb)
 {
     *out = NULL;
     const model_config *config = checkpoint_config(c);
@@ -84,13 +87,17 @@ expert_store_create(expert_store **out, const checkpoint *c, const expert_layout
         }
         madvise(map, s->mapped_bytes, MADV_HUGEPAGE);
         s->slots = map;
-        pack_job job = {.store = s, .checkpoint = c, .experts = experts};
+        pack_job job = {.store = s, .checkpoint = c, .experts = experts, .cancel = cancel};
         pool_run(p, pack_one, &job, count);
         const uint32_t failed = atomic_load(&job.failed);
         if (failed != 0) {
             const uint32_t id = experts[failed - 1];
             err = err_set(eb, MOE_EINVAL, "layer %u expert %u: a weight is not finite",
                           id / s->num_experts, id % s->num_experts);
+            goto fail;
+        }
+        if (cancel != NULL && atomic_load(cancel)) {
+            err = err_set(eb, MOE_ECLOSED, "the load was given up: this worker is stopping");
             goto fail;
         }
     }

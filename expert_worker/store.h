@@ -9,6 +9,8 @@
 #ifndef MOE_EXPERT_WORKER_STORE_H
 #define MOE_EXPERT_WORKER_STORE_H
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/pool.h"
@@ -16,11 +18,14 @@
 
 typedef struct expert_store expert_store;
 
-/* Pack experts [count] (layer * E + expert, rising) with the pool's threads.
+/* Pack experts [count] (layer * E + expert, rising) with the pool's threads.  A load of minutes is
+ * given up once *cancel is true; cancel may be NULL.
  *   MOE_EINVAL   an id is out of range or repeated, or a weight is not finite
- *   MOE_ENOMEM   the slots don't fit; the text names the bytes  */
+ *   MOE_ENOMEM   the slots don't fit; the text names the bytes
+ *   MOE_ECLOSED  cancelled  */
 moe_err expert_store_create(expert_store **out, const checkpoint *c, const expert_layout *layout,
-                            const uint32_t *experts, uint32_t count, pool *p, errbuf *eb);
+                            const uint32_t *experts, uint32_t count, pool *p,
+                            const _Atomic bool *cancel, errbuf *eb);
 void expert_store_free(expert_store *s); /* accepts NULL */
 
 /* The slot of an expert, 64-byte aligned (expert_layout); NULL if it is not hosted. */

@@ -560,12 +560,15 @@ engine_main(void *arg)
         const bool ready = atomic_load(&e->ready);
         const bool ran = ready && run_step(e);
         publish_stats(e);
-        if (ran) continue;
-        if (!atomic_load(&e->refused)) check_health(e);
-        if (!ready && atomic_load(&e->ready)) continue;
+        if (ran && atomic_load(&e->ready)) continue;
+        /* A router that was just lost is not asked at once: it may be closing its socket. */
+        if (!ran && !atomic_load(&e->refused)) check_health(e);
+        const bool now_ready = atomic_load(&e->ready);
+        if (!ready && now_ready) continue;
         if (atomic_load(&e->stopping)) break;
         futex_wait_change(&e->bell, seen,
-                          clock_now_ns() + (ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS) * NS_PER_MS);
+                          clock_now_ns() +
+                              (now_ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS) * NS_PER_MS);
     }
     atomic_store(&e->ready, false); /* a health check may have come in between */
     abort_all(e);

@@ -442,21 +442,20 @@ call_init(rpc_call *call, rpc_server *s)
     return arena_create(&call->memory, s->unpacked_bytes_max);
 }
 
-/* Everything of nng's: after this no callback runs. */
-/* false: nng hangs; nothing may be freed. */
+/* Everything of nng's: after this no callback runs.  Receiving ends before the socket closes: a
+ * request that arrives meanwhile is what makes nng 1.5 hang.  false: it hung; nothing may be
+ * freed. */
 static bool
 server_close(rpc_server *s)
 {
     for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
-        if (s->calls[i].sender != NULL) nng_aio_wait(s->calls[i].sender);
-    }
-    if (s->socket_open && !rpc_nng_close(s->socket)) return false;
-    for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
         rpc_call *call = &s->calls[i];
         if (call->receiver == NULL || call->sender == NULL) continue;
+        nng_aio_wait(call->sender);
         nng_aio_stop(call->receiver);
         nng_aio_stop(call->sender);
     }
+    if (s->socket_open && !rpc_nng_close(s->socket)) return false;
     for (unsigned i = 0; s->calls != NULL && i < s->concurrency; i++) {
         nng_aio_free(s->calls[i].receiver);
         nng_aio_free(s->calls[i].sender);

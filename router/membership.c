@@ -12,6 +12,10 @@
 
 #define ATTACH_TIMEOUT_MS 10000
 #define LOAD_MESSAGE_BYTES (16u << 20)
+#define CALL_POLL_MS 50 /* how soon a call is left when this router stops or the worker is lost */
+
+/* Worker's methods, in the order of conclave.proto. */
+enum { METHOD_LOAD = 0, METHOD_ATTACH = 1 };
 
 typedef enum worker_state { ABSENT, REGISTERED, LOADING, READY, LOST } worker_state;
 
@@ -35,7 +39,7 @@ struct membership {
         links; /* held by a step, and by update() while it changes links; taken before `lock` */
     _Atomic uint32_t bell;
     _Atomic bool stopping;
-    bool ready;
+    bool ready, closed;
     uint64_t epoch;
     uint32_t *expert_worker; /* [L][E] */
     uint32_t *load_ids;      /* scratch of the control thread: [L * E] */
@@ -85,6 +89,12 @@ membership_free(membership *m)
     free(m);
 }
 
+static bool
+is_silent(const membership *m, const worker *w, uint64_t now)
+{
+    return now - w->last_seen_ns > m->config.worker_timeout_ms * NS_PER_MS;
+}
+
 moe_err
 membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf *eb)
 {
@@ -109,7 +119,7 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
     pthread_mutex_lock(&m->lock);
     worker *w = &m->workers[r->worker_id];
     const bool alive = w->state != ABSENT && w->state != LOST && w->incarnation != r->incarnation &&
-                       now - w->last_seen_ns < m->config.worker_timeout_ms * NS_PER_MS;
+                       !is_silent(m, w, now);
     if (alive) {
         err = err_set(eb, MOE_EBUSY, "%s (pid %u) is alive already", peer, w->pid);
     } else if (w->incarnation != r->incarnation || w->state == LOST || w->state == ABSENT) {
@@ -142,9 +152,42 @@ membership_on_heartbeat(membership *m, uint32_t id, uint64_t incarnation)
     return known;
 }
 
-static moe_err
-send_load(membership *m, rpc_client *client, uint32_t id, worker *result, errbuf *eb)
+/* A worker that is being brought up, as call_is_vain() looks at it. */
+typedef struct bring_up_call {
+    membership *m;
+    rpc_client *client;
+    uint32_t id;
+    uint64_t incarnation;
+} bring_up_call;
+
+/* A load takes minutes: do not wait for the answer of a worker whose heartbeats have ended or that
+ * was replaced, nor when this router stops. */
+static bool
+call_is_vain(void *arg)
 {
+    const bring_up_call *call = arg;
+    membership *m = call->m;
+    if (atomic_load(&m->stopping)) return true;
+    pthread_mutex_lock(&m->lock);
+    const worker *w = &m->workers[call->id];
+    const bool vain = w->incarnation != call->incarnation || is_silent(m, w, clock_now_ns());
+    pthread_mutex_unlock(&m->lock);
+    return vain;
+}
+
+static moe_err
+call_worker(bring_up_call *call, unsigned method, const ProtobufCMessage *request,
+            uint32_t timeout_ms, ProtobufCMessage **response, errbuf *eb)
+{
+    return rpc_call_watched(call->client, method, request, timeout_ms, call_is_vain, call,
+                            CALL_POLL_MS, response, NULL, eb);
+}
+
+static moe_err
+send_load(bring_up_call *call, worker *result, errbuf *eb)
+{
+    membership *m = call->m;
+    const uint32_t id = call->id;
     const exchange_limits *l = &m->config.limits;
     Conclave__LoadRequest load = CONCLAVE__LOAD_REQUEST__INIT;
     const bool tp = m->config.mode == WIRE_TP;
@@ -160,7 +203,7 @@ send_load(membership *m, rpc_client *client, uint32_t id, worker *result, errbuf
     load.experts = m->load_ids;
     ProtobufCMessage *response;
     const moe_err err =
-        rpc_call_sync(client, 0, &load.base, m->config.load_timeout_ms, &response, NULL, eb);
+        call_worker(call, METHOD_LOAD, &load.base, m->config.load_timeout_ms, &response, eb);
     if (err) return err;
     result->bytes_hosted = ((const Conclave__LoadReply *)(const void *)response)->bytes_hosted;
     result->experts_hosted = (uint32_t)count;
@@ -169,8 +212,10 @@ send_load(membership *m, rpc_client *client, uint32_t id, worker *result, errbuf
 }
 
 static moe_err
-make_link(membership *m, rpc_client *client, uint32_t id, const worker *w, errbuf *eb)
+make_link(bring_up_call *call, const worker *w, errbuf *eb)
 {
+    membership *m = call->m;
+    const uint32_t id = call->id;
     attach_offer offer;
     moe_err err =
         router_end_prepare(m->config.router_end, id, w->incarnation, w->backend, &offer, eb);
@@ -192,7 +237,7 @@ make_link(membership *m, rpc_client *client, uint32_t id, const worker *w, errbu
     request.dtype = (char *)(uintptr_t)dtype_name(offer.limits.dtype);
 
     ProtobufCMessage *response;
-    err = rpc_call_sync(client, 1, &request.base, ATTACH_TIMEOUT_MS, &response, NULL, eb);
+    err = call_worker(call, METHOD_ATTACH, &request.base, ATTACH_TIMEOUT_MS, &response, eb);
     if (err) return err;
     const Conclave__AttachReply *reply = (const void *)response;
     attach_answer answer = {{0}, {0}};
@@ -218,23 +263,23 @@ bring_up(membership *m, uint32_t id)
     pthread_mutex_unlock(&m->lock);
 
     errbuf eb = {{0}};
-    rpc_client *client = NULL;
-    moe_err err = rpc_client_open(&client,
+    bring_up_call call = {.m = m, .id = id, .incarnation = copy.incarnation};
+    moe_err err = rpc_client_open(&call.client,
                                   &(rpc_client_options){.url = copy.control_url,
                                                         .service = &conclave__worker__descriptor,
                                                         .message_bytes_max = LOAD_MESSAGE_BYTES},
                                   &eb);
-    if (!err) err = send_load(m, client, id, &copy, &eb);
+    if (!err) err = send_load(&call, &copy, &eb);
     pthread_mutex_lock(&m->links);
     if (copy.linked) router_end_drop(m->config.router_end, id);
     bool linked = false;
     if (!err) {
         linked = true;
-        err = make_link(m, client, id, &copy, &eb);
+        err = make_link(&call, &copy, &eb);
         if (err) router_end_drop(m->config.router_end, id), linked = false;
     }
     pthread_mutex_unlock(&m->links);
-    rpc_client_close(client);
+    rpc_client_close(call.client);
 
     pthread_mutex_lock(&m->lock);
     worker *w = &m->workers[id];
@@ -262,8 +307,7 @@ check_workers(membership *m, bool *all_registered)
     pthread_mutex_lock(&m->lock);
     for (uint32_t id = 0; id < m->config.worker_count; id++) {
         worker *w = &m->workers[id];
-        if ((w->state == READY || w->state == REGISTERED) &&
-            now - w->last_seen_ns > m->config.worker_timeout_ms * NS_PER_MS) {
+        if ((w->state == READY || w->state == REGISTERED) && is_silent(m, w, now)) {
             LOG_WARN("membership", "worker lost: no heartbeat worker=%u pid=%u", id, w->pid);
             w->state = LOST;
             if (w->linked) router_end_give_up(m->config.router_end, id);
@@ -276,7 +320,7 @@ check_workers(membership *m, bool *all_registered)
         LOG_INFO("membership", "all experts are hosted workers=%u epoch=%llu",
                  m->config.worker_count, (unsigned long long)m->epoch);
     }
-    m->ready = all_ready;
+    m->ready = all_ready && !m->closed;
     pthread_mutex_unlock(&m->lock);
     return all_ready;
 }
@@ -306,12 +350,30 @@ membership_stop(membership *m)
     futex_bump(&m->bell);
 }
 
+void
+membership_close(membership *m)
+{
+    if (m == NULL) return;
+    pthread_mutex_lock(&m->lock);
+    m->closed = true;
+    m->ready = false;
+    pthread_mutex_unlock(&m->lock);
+    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+        router_end_give_up(m->config.router_end, id);
+    }
+}
+
 bool
 membership_enter(membership *m, expert_fleet *out)
 {
+    /* Not ready is said at once: links may be held for seconds while one is made. */
+    pthread_mutex_lock(&m->lock);
+    bool ready = m->ready;
+    pthread_mutex_unlock(&m->lock);
+    if (!ready) return false;
     pthread_mutex_lock(&m->links);
     pthread_mutex_lock(&m->lock);
-    const bool ready = m->ready;
+    ready = m->ready;
     *out = (expert_fleet){.exchange = m->config.router_end,
                           .mode = m->config.mode,
                           .worker_count = m->config.worker_count,
@@ -333,7 +395,8 @@ membership_lost(membership *m, uint32_t id)
 {
     if (id >= m->config.worker_count) return;
     pthread_mutex_lock(&m->lock);
-    m->workers[id].state = LOST;
+    /* One that is not READY any more has registered anew: what failed was its last life's link. */
+    if (m->workers[id].state == READY) m->workers[id].state = LOST;
     m->ready = false;
     pthread_mutex_unlock(&m->lock);
     router_end_give_up(m->config.router_end, id);

@@ -43,7 +43,8 @@ void membership_free(membership *m); /* accepts NULL */
 
 /*   MOE_EMISMATCH  another model, version or numeric class
  *   MOE_ERANGE     worker_id is not below worker_count
- *   MOE_EPERM      a worker with this id is alive  */
+ *   MOE_EINVAL     it does not say what it serves, or its control_url is too long
+ *   MOE_EBUSY      a worker with this id is alive: try again  */
 moe_err membership_on_register(membership *m, const Conclave__RegisterRequest *request, errbuf *eb);
 /* false: unknown, or given up; register again. */
 bool membership_on_heartbeat(membership *m, uint32_t worker_id, uint64_t incarnation);
@@ -51,7 +52,10 @@ bool membership_on_heartbeat(membership *m, uint32_t worker_id, uint64_t incarna
 /* Bring up workers that are new, give up those that are silent; waits up to wait_ms for something
  * to do. */
 void membership_update(membership *m, uint32_t wait_ms);
-void membership_stop(membership *m); /* makes update() return at once; async-signal-safe */
+void membership_stop(membership *m); /* makes update() return soon; async-signal-safe */
+/* After the last update(): gives up every link, so that a step that waits for a worker ends now,
+ * and no other begins.  Accepts NULL. */
+void membership_close(membership *m);
 
 /* Between enter and leave links and placement stay as they are.  enter returns false (and needs no
  * leave) when the fleet is not ready. */

@@ -299,9 +299,11 @@ allocate(stepper *s)
 static void
 release(stepper *s)
 {
-    void *const owned[] = {s->slots,          s->history_memory,  s->block_memory,
-                           s->seqs,           s->slot_seen,       s->reply.results,
-                           s->reply.pointers, s->reply.logprobs,  s->reply.prompt_pointers,
+    void *const owned[] = {s->slots,          s->states,
+                           s->history_memory, s->block_memory,
+                           s->seqs,           s->slot_seen,
+                           s->reply.results,  s->reply.pointers,
+                           s->reply.logprobs, s->reply.prompt_pointers,
                            s->reply.top_ids,  s->reply.top_values};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
         free(owned[i]);

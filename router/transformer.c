@@ -669,17 +669,12 @@ compute_logits(transformer *tf, const step_seq *seqs, logits_fn *on_logits, void
 
 /* After an error: nothing may be in flight when the rows are used again. */
 static void
-settle(transformer *tf, const expert_fleet *fleet)
+settle(const expert_fleet *fleet)
 {
-    for (uint32_t m = 0; m < tf->batch_count; m++) {
-        uint32_t lost;
-        for (uint32_t tries = 0; tries <= fleet->worker_count; tries++) {
-            const moe_err err = router_end_wait(
-                fleet->exchange, m, clock_now_ns() + fleet->timeout_ms * NS_PER_MS, &lost, NULL);
-            if (err == MOE_OK) break;
-            if (err != MOE_EINTERNAL) router_end_give_up(fleet->exchange, lost);
-            if (err == MOE_ECLOSED) break;
-        }
+    const uint64_t deadline = clock_now_ns() + fleet->timeout_ms * NS_PER_MS;
+    uint32_t silent;
+    while (router_end_settle(fleet->exchange, deadline, &silent) != MOE_OK) {
+        router_end_give_up(fleet->exchange, silent);
     }
 }
 
@@ -713,7 +708,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
         }
     }
     if (err) {
-        settle(tf, fleet);
+        settle(fleet);
         return err;
     }
     compute_logits(tf, seqs, on_logits, user);

@@ -173,6 +173,37 @@ Test(exchange_fault, a_broken_connection_ends_the_wait)
     finish(re);
 }
 
+/* What a step that failed leaves behind: one worker is lost, the others' answers are on their way.
+ */
+Test(exchange_fault, settling_waits_for_the_living_and_forgets_the_lost)
+{
+    const exchange_backend backends[] = {EXCHANGE_SHM, EXCHANGE_NNG};
+    for (int i = 0; i < 2; i++) {
+        router_end *re = start(3, backends[i]);
+        dispatch_view view;
+        post(re, 1);
+        router_end_give_up(re, 1);
+        cr_assert_eq(take_one(f.workers[0].we, &view), 1);
+        worker_end_reply(f.workers[0].we, &view, WIRE_STATUS_NOT_HOSTED, 1);
+        do { /* 0's refusal may be on its way; the deadline has always passed */
+            cr_assert_eq(router_end_settle(re, 1, &missing), MOE_ETIMEDOUT);
+        } while (missing == 0);
+        cr_expect_eq(missing, 2);
+
+        cr_assert_eq(take_one(f.workers[2].we, &view), 1);
+        worker_end_reply(f.workers[2].we, &view, WIRE_STATUS_OK, 1);
+        cr_expect_eq(router_end_settle(re, 0, &missing), MOE_OK);
+        cr_expect_eq(router_end_settle(re, 1, &missing), MOE_OK, "nothing is asked any more");
+
+        router_end_drop(re, 1);
+        fleet_connect(&f, re, 1, backends[i]);
+        fleet_start(&f);
+        post(re, 2);
+        batch_wait_and_check(&batch, &f, re);
+        finish(re);
+    }
+}
+
 Test(exchange_fault, a_late_answer_goes_nowhere)
 {
     const exchange_backend backends[] = {EXCHANGE_SHM, EXCHANGE_NNG};

@@ -59,8 +59,8 @@ make_store(moe_dtype dtype, uint32_t rank, uint32_t ranks)
     expert_store *store;
     tp_slice(config->intermediate_size, rank, ranks, &begin, &end);
     expert_layout_init(&layout, dtype, config, begin, end);
-    cr_assert_eq(expert_store_create(&store, ckpt, &layout, ids, total, three_threads, &eb), MOE_OK,
-                 "%s", eb.text);
+    cr_assert_eq(expert_store_create(&store, ckpt, &layout, ids, total, three_threads, NULL, &eb),
+                 MOE_OK, "%s", eb.text);
     free(ids);
     return store;
 }
@@ -72,7 +72,8 @@ Test(expert_store, slots_hold_what_pack_expert_makes)
     expert_layout_init(&layout, DTYPE_INT8, config, 0, config->intermediate_size);
     const uint32_t ids[] = {1, config->num_experts + 2};
     expert_store *store;
-    cr_assert_eq(expert_store_create(&store, ckpt, &layout, ids, 2, three_threads, &eb), MOE_OK);
+    cr_assert_eq(expert_store_create(&store, ckpt, &layout, ids, 2, three_threads, NULL, &eb),
+                 MOE_OK);
     void *want = aligned_alloc(64, layout.slot_bytes);
     cr_assert_eq(pack_expert(want, &layout, ckpt, 1, 2), MOE_OK);
     cr_expect_eq(memcmp(expert_store_slot(store, 1, 2), want, layout.slot_bytes), 0);
@@ -93,10 +94,11 @@ Test(expert_store, refuses_experts_that_do_not_exist_or_come_twice)
     expert_layout_init(&layout, DTYPE_F32, config, 0, config->intermediate_size);
     const uint32_t twice[] = {3, 3}, beyond[] = {config->num_layers * config->num_experts};
     expert_store *store = (expert_store *)1;
-    cr_expect_eq(expert_store_create(&store, ckpt, &layout, twice, 2, one_thread, &eb), MOE_EINVAL);
+    cr_expect_eq(expert_store_create(&store, ckpt, &layout, twice, 2, one_thread, NULL, &eb),
+                 MOE_EINVAL);
     cr_expect_null(store);
     cr_expect_not_null(strstr(eb.text, "expert 3 (entry 1)"), "%s", eb.text);
-    cr_expect_eq(expert_store_create(&store, ckpt, &layout, beyond, 1, one_thread, &eb),
+    cr_expect_eq(expert_store_create(&store, ckpt, &layout, beyond, 1, one_thread, NULL, &eb),
                  MOE_EINVAL);
     cr_expect_null(store);
 }
@@ -321,7 +323,8 @@ Test(ffn, an_expert_that_is_not_hosted_is_said_so)
     const uint32_t only[] = {0};
     expert_store *store;
     expert_layout_init(&layout, DTYPE_F32, config, 0, config->intermediate_size);
-    cr_assert_eq(expert_store_create(&store, ckpt, &layout, only, 1, one_thread, &eb), MOE_OK);
+    cr_assert_eq(expert_store_create(&store, ckpt, &layout, only, 1, one_thread, NULL, &eb),
+                 MOE_OK);
     batch b;
     make_batch(&b, DTYPE_F32, 1);
     const dispatch_view view = view_of(&b, WIRE_EP, 0);

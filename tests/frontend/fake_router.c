@@ -1,214 +1,300 @@
 #include "tests/frontend/fake_router.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include <criterion/criterion.h>
 
-#include "conclave.pb-c.h"
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "common/hash.h"
-#include "proto/rpc.h"
 
-typedef struct fake_slot {
-    uint32_t known;
-    bool want_logprobs;
-    uint32_t tokens[FAKE_MODEL_LEN];
-    Conclave__TokenLogprobs sampled;
-} fake_slot;
+#define BLOCK_TOKENS 4u
 
-struct fake_router {
-    fake_router_options options;
-    Conclave__Router_Service rpc;
-    rpc_server *server;
-    pthread_mutex_t lock; /* guards slots */
-    fake_slot slots[FAKE_SEQS];
-    _Atomic uint32_t steps;
-};
-
-static fake_router *
-self_of(Conclave__Router_Service *rpc)
+uint32_t
+fake_router_next(const uint32_t *history, uint32_t count)
 {
-    return (fake_router *)(void *)((char *)rpc - offsetof(fake_router, rpc));
-}
-
-static uint32_t
-next_token(const uint32_t *tokens, uint32_t count)
-{
-    return 10 + (uint32_t)(hash_bytes(1, tokens, count * sizeof *tokens) % (FAKE_VOCAB - 10));
-}
-
-void
-fake_router_expect(const uint32_t *prompt, uint32_t prompt_len, uint32_t count, uint32_t *out)
-{
-    uint32_t tokens[FAKE_MODEL_LEN];
-    memcpy(tokens, prompt, prompt_len * sizeof *tokens);
+    uint64_t h = 17;
     for (uint32_t i = 0; i < count; i++) {
-        tokens[prompt_len + i] = out[i] = next_token(tokens, prompt_len + i);
+        h = hash_combine(h, history[i]);
     }
-}
-
-static void
-on_health(Conclave__Router_Service *rpc, const Conclave__HealthRequest *request,
-          Conclave__HealthReply_Closure closure, void *data)
-{
-    (void)request;
-    const fake_router_options *o = &self_of(rpc)->options;
-    Conclave__ModelIdentity model = CONCLAVE__MODEL_IDENTITY__INIT;
-    Conclave__NumericClass numeric = CONCLAVE__NUMERIC_CLASS__INIT;
-    Conclave__HealthReply reply = CONCLAVE__HEALTH_REPLY__INIT;
-    model.fingerprint = o->fingerprint;
-    reply.ready = !o->not_ready;
-    reply.detail = (char *)(uintptr_t)(o->not_ready ? "loading" : "ready");
-    reply.incarnation = o->incarnation;
-    reply.version = (char *)(uintptr_t)(o->version ? o->version : CONCLAVE_VERSION);
-    reply.model = &model;
-    reply.numeric = &numeric;
-    reply.kv_block_count = o->kv_blocks ? o->kv_blocks : FAKE_SEQS * FAKE_MODEL_LEN / 16;
-    reply.kv_block_tokens = 16;
-    reply.max_num_seqs = FAKE_SEQS;
-    reply.max_num_batched_tokens = 32;
-    reply.max_model_len = FAKE_MODEL_LEN;
-    closure(&reply, data);
+    return (uint32_t)(h >> 20) % FAKE_VOCAB;
 }
 
 static bool
-run_work(fake_router *r, const Conclave__SeqWork *w, Conclave__SeqResult *result)
+refuse(fake_router *r, const char *why)
 {
-    if (w->slot >= FAKE_SEQS) return false;
+    r->refused++;
+    snprintf(r->refusal, sizeof r->refusal, "%s", why);
+    return false;
+}
+
+/* The rules of a step, in short: see router/stepper.c. */
+static bool
+apply(fake_router *r, const Conclave__SeqWork *w)
+{
+    if (w->slot >= r->max_num_seqs || w->n_tokens == 0) return refuse(r, "slot or tokens");
     fake_slot *slot = &r->slots[w->slot];
     if (w->init != NULL) {
-        if (w->init->n_cached_tokens != w->start_pos) return false;
-        slot->known = w->start_pos;
-        slot->want_logprobs = w->init->sampling->num_logprobs >= 0;
-        if (slot->known > 0)
-            memcpy(slot->tokens, w->init->cached_tokens, slot->known * sizeof(uint32_t));
+        if (w->init->n_cached_tokens != w->start_pos) return refuse(r, "cached tokens");
+        *slot = (fake_slot){
+            .used = true, .known = w->start_pos, .num_logprobs = w->init->sampling->num_logprobs};
+        for (uint32_t i = 0; i < w->start_pos; i++) {
+            slot->history[i] = w->init->cached_tokens[i];
+        }
     }
-    if (slot->known != w->start_pos || slot->known + w->n_tokens > FAKE_MODEL_LEN) return false;
-    memcpy(slot->tokens + slot->known, w->tokens, w->n_tokens * sizeof(uint32_t));
+    if (!slot->used || slot->known != w->start_pos) return refuse(r, "start position");
+    if (w->n_blocks > 0) {
+        if (w->block_start > slot->block_count) return refuse(r, "block_start");
+        slot->block_count = w->block_start + (uint32_t)w->n_blocks;
+    }
+    if (slot->known + w->n_tokens > slot->block_count * BLOCK_TOKENS ||
+        slot->known + w->n_tokens > r->max_model_len)
+        return refuse(r, "blocks");
+    memcpy(slot->history + slot->known, w->tokens, w->n_tokens * sizeof(uint32_t));
     slot->known += (uint32_t)w->n_tokens;
-    conclave__seq_result__init(result);
-    result->slot = w->slot;
-    result->sampled = w->sample;
-    if (!w->sample) return true;
-    result->token = next_token(slot->tokens, slot->known);
-    conclave__token_logprobs__init(&slot->sampled);
-    if (slot->want_logprobs) result->logprobs = &slot->sampled;
     return true;
 }
 
-/* One logprob entry per prompt position, whose "logprob" is minus the position. */
-static void
-add_prompt_logprobs(const Conclave__SeqWork *w, Conclave__SeqResult *result,
-                    Conclave__TokenLogprobs *store, Conclave__TokenLogprobs **pointers)
+typedef struct answer {
+    Conclave__StepReply reply;
+    Conclave__SeqResult results[FAKE_SEQS_MAX + 1];
+    Conclave__SeqResult *pointers[FAKE_SEQS_MAX + 1];
+    Conclave__TokenLogprobs logprobs[FAKE_SEQS_MAX + FAKE_TOKENS_MAX];
+    Conclave__TokenLogprobs *prompt[FAKE_TOKENS_MAX];
+    uint32_t top[2];
+    double top_logprobs[2];
+    uint32_t logprob_count, prompt_count;
+} answer;
+
+static Conclave__TokenLogprobs *
+logprobs_of(answer *a, uint32_t token, uint32_t position, int32_t top)
 {
-    if (!w->prompt_logprobs) return;
-    const size_t n = w->n_tokens - (w->has_next_token ? 0 : 1);
-    for (size_t i = 0; i < n; i++) {
-        conclave__token_logprobs__init(&store[i]);
-        store[i].logprob = -(double)(w->start_pos + i + 1);
-        pointers[i] = &store[i];
+    Conclave__TokenLogprobs *l = &a->logprobs[a->logprob_count++];
+    conclave__token_logprobs__init(l);
+    l->token = token;
+    l->rank = 1;
+    l->logprob = -(double)position;
+    if (top > 0) {
+        l->n_top_ids = l->n_top_logprobs = 2;
+        l->top_ids = a->top;
+        l->top_logprobs = a->top_logprobs;
     }
-    result->n_prompt_logprobs = n;
-    result->prompt_logprobs = pointers;
+    return l;
 }
 
 static void
-on_step(Conclave__Router_Service *rpc, const Conclave__StepRequest *request,
-        Conclave__StepReply_Closure closure, void *data)
+compute(fake_router *r, const Conclave__SeqWork *w, answer *a, Conclave__SeqResult *out)
 {
-    fake_router *r = self_of(rpc);
-    Conclave__SeqResult results[FAKE_SEQS], *pointers[FAKE_SEQS];
-    Conclave__TokenLogprobs logprobs[FAKE_SEQS][FAKE_MODEL_LEN],
-        *entries[FAKE_SEQS][FAKE_MODEL_LEN];
-    Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
-    const uint32_t number = atomic_fetch_add(&r->steps, 1) + 1;
-    if (request->router_incarnation != r->options.incarnation) {
-        rpc_fail(data, RPC_UNAVAILABLE, "another router's cache");
-        return;
+    const fake_slot *slot = &r->slots[w->slot];
+    conclave__seq_result__init(out);
+    out->slot = w->slot;
+    for (uint32_t i = 0; w->prompt_logprobs && i < w->n_tokens; i++) {
+        if (i + 1 == w->n_tokens && !w->has_next_token) break;
+        const uint32_t next = i + 1 < w->n_tokens ? w->tokens[i + 1] : w->next_token;
+        if (out->n_prompt_logprobs++ == 0) out->prompt_logprobs = a->prompt + a->prompt_count;
+        a->prompt[a->prompt_count++] =
+            logprobs_of(a, next, w->start_pos + i + 1, slot->num_logprobs);
     }
-    if (r->options.refuse_after != 0 && number >= r->options.refuse_after) {
-        rpc_fail(data, RPC_INVALID_ARGUMENT, "scripted refusal");
-        return;
+    if (!w->sample) return;
+    out->sampled = true;
+    out->token = fake_router_next(slot->history, slot->known);
+    if (slot->num_logprobs >= 0)
+        out->logprobs = logprobs_of(a, out->token, slot->known, slot->num_logprobs);
+}
+
+static void
+spoil(answer *a, fake_spoil how)
+{
+    Conclave__SeqResult *first = &a->results[0];
+    switch (how) {
+    case SPOIL_SLOT: first->slot++; break;
+    case SPOIL_COUNT: a->reply.n_results--; break;
+    case SPOIL_TOKEN: first->token = FAKE_VOCAB; break;
+    case SPOIL_NOT_SAMPLED: first->sampled = false; break;
+    case SPOIL_NO_LOGPROBS: first->logprobs = NULL; break;
+    case SPOIL_TOP_ID: a->top[1] = FAKE_VOCAB; break;
+    case SPOIL_STEP: a->reply.step++; break;
+    case SPOIL_PROMPT_LOGPROBS: first->n_prompt_logprobs--; break;
+    default: break;
     }
-    bool good = request->n_work <= FAKE_SEQS;
+}
+
+static void
+run(fake_router *r, const Conclave__StepRequest *q, rpc_call *call)
+{
+    static _Thread_local answer a;
+    a = (answer){.reply = CONCLAVE__STEP_REPLY__INIT, .top = {1, 2}};
     pthread_mutex_lock(&r->lock);
-    for (size_t i = 0; i < request->n_work && good; i++) {
-        good = run_work(r, request->work[i], &results[i]);
-        if (good) add_prompt_logprobs(request->work[i], &results[i], logprobs[i], entries[i]);
-        pointers[i] = &results[i];
+    bool good = true;
+    uint32_t tokens = 0;
+    if (r->last_step != 0 && q->step != 1 && q->step != r->last_step + 1)
+        good = refuse(r, "the step does not follow");
+    for (size_t i = 0; i < q->n_work && good; i++) {
+        good = apply(r, q->work[i]);
+        tokens += (uint32_t)q->work[i]->n_tokens;
+    }
+    if (good && tokens > r->max_num_batched_tokens) good = refuse(r, "too many tokens");
+    for (size_t i = 0; i < q->n_work && good; i++) {
+        compute(r, q->work[i], &a, &a.results[i]);
+        a.pointers[i] = &a.results[i];
+    }
+    if (good) r->last_step = q->step;
+    const bool lost = r->lose_every != 0 && ++r->steps % r->lose_every == 0;
+    a.reply.step = q->step;
+    a.reply.n_results = q->n_work;
+    a.reply.results = a.pointers;
+    spoil(&a, r->spoil);
+    r->spoil = SPOIL_NOTHING;
+    pthread_mutex_unlock(&r->lock);
+    if (!good)
+        rpc_fail(call, RPC_INVALID_ARGUMENT, "broken rule: %s", r->refusal);
+    else if (lost)
+        rpc_fail(call, RPC_UNAVAILABLE, "a worker was lost");
+    else
+        rpc_reply(call, &a.reply.base);
+}
+
+static void
+router_step(Conclave__Router_Service *base, const Conclave__StepRequest *q,
+            Conclave__StepReply_Closure closure, void *call)
+{
+    (void)closure;
+    fake_router *r = (fake_router *)base;
+    pthread_mutex_lock(&r->lock);
+    const rpc_status fail = r->fail;
+    const bool other = q->router_incarnation != r->incarnation;
+    r->fail = RPC_OK;
+    const bool hold = r->hold && fail == RPC_OK && !other;
+    if (hold) {
+        r->held = call;
+        r->held_request = q;
+        pthread_cond_broadcast(&r->changed);
     }
     pthread_mutex_unlock(&r->lock);
-    if (!good) {
-        rpc_fail(data, RPC_INVALID_ARGUMENT, "the step breaks a rule");
-        return;
-    }
-    reply.step = request->step;
-    reply.n_results = request->n_work;
-    reply.results = pointers;
-    closure(&reply, data);
+    if (hold) return;
+    if (fail != RPC_OK)
+        rpc_fail(call, fail, "told to fail");
+    else if (other)
+        rpc_fail(call, RPC_UNAVAILABLE, "another router's KV cache");
+    else
+        run(r, q, call);
 }
 
 static void
-on_register_worker(Conclave__Router_Service *rpc, const Conclave__RegisterRequest *request,
-                   Conclave__RegisterReply_Closure closure, void *data)
+router_health(Conclave__Router_Service *base, const Conclave__HealthRequest *q,
+              Conclave__HealthReply_Closure closure, void *call)
 {
-    (void)rpc, (void)request, (void)closure;
-    rpc_fail(data, RPC_UNIMPLEMENTED, "not here");
-}
-
-static void
-on_heartbeat(Conclave__Router_Service *rpc, const Conclave__HeartbeatRequest *request,
-             Conclave__HeartbeatReply_Closure closure, void *data)
-{
-    (void)rpc, (void)request, (void)closure;
-    rpc_fail(data, RPC_UNIMPLEMENTED, "not here");
-}
-
-static void
-on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
-         Conclave__RouterStats_Closure closure, void *data)
-{
-    (void)rpc, (void)request, (void)closure;
-    rpc_fail(data, RPC_UNIMPLEMENTED, "not here");
-}
-
-static void
-on_drain(Conclave__Router_Service *rpc, const Conclave__DrainRequest *request,
-         Conclave__DrainReply_Closure closure, void *data)
-{
-    (void)rpc, (void)request, (void)closure;
-    rpc_fail(data, RPC_UNIMPLEMENTED, "not here");
-}
-
-fake_router *
-fake_router_start(const fake_router_options *options)
-{
-    fake_router *r = calloc(1, sizeof *r);
-    cr_assert_not_null(r);
-    r->options = *options;
-    r->rpc = (Conclave__Router_Service)CONCLAVE__ROUTER__INIT(on_);
-    pthread_mutex_init(&r->lock, NULL);
-    errbuf eb = {{0}};
-    cr_assert_eq(
-        rpc_server_start(&r->server,
-                         &(rpc_server_options){.url = options->url, .service = &r->rpc.base}, &eb),
-        MOE_OK, "%s", eb.text);
-    return r;
+    (void)q;
+    fake_router *r = (fake_router *)base;
+    Conclave__HealthReply reply = CONCLAVE__HEALTH_REPLY__INIT;
+    Conclave__ModelIdentity model = CONCLAVE__MODEL_IDENTITY__INIT;
+    pthread_mutex_lock(&r->lock);
+    model.fingerprint = r->fingerprint;
+    reply.model = &model;
+    reply.ready = r->ready;
+    reply.detail = (char *)(uintptr_t)(r->ready ? "ready" : "1 of 2 workers are ready");
+    reply.incarnation = r->incarnation;
+    reply.version = (char *)(uintptr_t)r->version;
+    reply.kv_block_count = r->kv_block_count;
+    reply.kv_block_tokens = BLOCK_TOKENS;
+    reply.max_num_seqs = r->max_num_seqs;
+    reply.max_num_batched_tokens = r->max_num_batched_tokens;
+    reply.max_model_len = r->max_model_len;
+    pthread_mutex_unlock(&r->lock);
+    closure(&reply, call);
 }
 
 void
-fake_router_stop(fake_router *r)
+fake_router_init(fake_router *r)
 {
-    rpc_server_stop(r->server);
-    pthread_mutex_destroy(&r->lock);
-    free(r);
+    static uint32_t serial;
+    *r = (fake_router){.incarnation = 100,
+                       .fingerprint = 7,
+                       .version = CONCLAVE_VERSION,
+                       .ready = true,
+                       .max_num_seqs = 4,
+                       .max_num_batched_tokens = 16,
+                       .max_model_len = 64,
+                       .kv_block_count = 64};
+    conclave__router__init(&r->base, NULL);
+    r->base.health = router_health;
+    r->base.step = router_step;
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->changed, NULL);
+    const char *dir = getenv("TMPDIR");
+    snprintf(r->url, sizeof r->url, "ipc://%s/conclave-fake-router-%d-%u.sock",
+             dir != NULL ? dir : "/tmp", (int)getpid(), serial++);
 }
 
-uint32_t
-fake_router_steps(const fake_router *r)
+void
+fake_router_serve(fake_router *r)
 {
-    return atomic_load(&((fake_router *)(uintptr_t)r)->steps);
+    errbuf eb = {{0}};
+    const rpc_server_options options = {.url = r->url, .service = &r->base.base};
+    cr_assert_eq(rpc_server_start(&r->server, &options, &eb), MOE_OK, "%s", eb.text);
+}
+
+void
+fake_router_kill(fake_router *r)
+{
+    rpc_server_stop(r->server);
+    r->server = NULL;
+    pthread_mutex_lock(&r->lock);
+    rpc_call *held = r->held;
+    r->held = NULL;
+    r->hold = false;
+    pthread_mutex_unlock(&r->lock);
+    if (held != NULL) rpc_fail(held, RPC_UNAVAILABLE, "killed");
+}
+
+void
+fake_router_restart(fake_router *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->incarnation++;
+    r->last_step = 0;
+    memset(r->slots, 0, sizeof r->slots);
+    pthread_mutex_unlock(&r->lock);
+    fake_router_serve(r);
+}
+
+void
+fake_router_hold(fake_router *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->hold = true;
+    pthread_mutex_unlock(&r->lock);
+}
+
+void
+fake_router_wait_held(fake_router *r)
+{
+    pthread_mutex_lock(&r->lock);
+    while (r->held == NULL)
+        pthread_cond_wait(&r->changed, &r->lock);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void
+answer_held(fake_router *r, bool hold)
+{
+    pthread_mutex_lock(&r->lock);
+    rpc_call *held = r->held;
+    const Conclave__StepRequest *request = r->held_request;
+    r->held = NULL;
+    r->hold = hold;
+    pthread_mutex_unlock(&r->lock);
+    if (held != NULL) run(r, request, held);
+}
+
+void
+fake_router_pass(fake_router *r)
+{
+    answer_held(r, true);
+}
+
+void
+fake_router_release(fake_router *r)
+{
+    answer_held(r, false);
 }

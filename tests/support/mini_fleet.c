@@ -38,9 +38,9 @@ load_worker(mini_fleet *m, uint32_t w, errbuf *eb)
     tp_slice(c->intermediate_size, tp ? w : 0, tp ? m->options.workers : 1, &begin, &end);
     expert_layout_init(&layout, m->options.expert_dtype, c, begin, end);
     expert_store *store;
-    cr_assert_eq(
-        expert_store_create(&store, m->checkpoint, &layout, ids, count, m->worker_pools[w], eb),
-        MOE_OK, "%s", eb->text);
+    cr_assert_eq(expert_store_create(&store, m->checkpoint, &layout, ids, count, m->worker_pools[w],
+                                     NULL, eb),
+                 MOE_OK, "%s", eb->text);
     cr_assert_eq(
         compute_load(m->computes[w], store, 1, c->num_experts, m->options.token_max * c->top_k, eb),
         MOE_OK, "%s", eb->text);
