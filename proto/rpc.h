@@ -31,6 +31,7 @@
 #define MOE_PROTO_RPC_H
 
 #include <protobuf-c/protobuf-c.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -162,6 +163,22 @@ moe_err rpc_call_sync(rpc_client *client, unsigned method, const ProtobufCMessag
 moe_err rpc_call_watched(rpc_client *client, unsigned method, const ProtobufCMessage *request,
                          uint32_t timeout_ms, bool (*gone)(void *arg), void *arg, uint32_t poll_ms,
                          ProtobufCMessage **response, rpc_status *status, errbuf *eb);
+
+/* A call that is under way and may be left. */
+typedef struct rpc_pending rpc_pending;
+
+/* Call without waiting; request is packed before this returns.  NULL: out of memory.
+ *   bell  bumped (common/futex.h) when the call is done; NULL = none.  Must live until then, or
+ *         until the client is closed. */
+rpc_pending *rpc_call_begin(rpc_client *client, unsigned method, const ProtobufCMessage *request,
+                            uint32_t timeout_ms, _Atomic uint32_t *bell);
+bool rpc_pending_done(const rpc_pending *call);
+/* true once it is done, false when deadline_ns (clock_now_ns() time) has passed. */
+bool rpc_pending_wait(rpc_pending *call, uint64_t deadline_ns);
+/* Results as rpc_call_sync(); a call that is not done is left: RPC_CANCELLED, it may still be
+ * carried out, its answer is dropped.  Frees the call. */
+moe_err rpc_pending_finish(rpc_pending *call, ProtobufCMessage **response, rpc_status *status,
+                           errbuf *eb);
 
 /* Accepts NULL. */
 void rpc_response_free(ProtobufCMessage *response);

@@ -525,31 +525,77 @@ rpc_call_sync(rpc_client *c, unsigned method, const ProtobufCMessage *request, u
 
 /* Shared by the caller and the callback, which may come after the caller has left: the last one
  * frees it. */
-typedef struct watched_call {
+struct rpc_pending {
+    const rpc_client *client;
     _Atomic uint32_t owners;
     _Atomic uint32_t done;
+    _Atomic uint32_t *bell;
     rpc_status status;
     ProtobufCMessage *response;
     errbuf error;
-} watched_call;
+};
 
 static void
-watched_release(watched_call *w)
+pending_release(rpc_pending *p)
 {
-    if (atomic_fetch_sub(&w->owners, 1) != 1) return;
-    rpc_response_free(w->response);
-    free(w);
+    if (atomic_fetch_sub(&p->owners, 1) != 1) return;
+    rpc_response_free(p->response);
+    free(p);
 }
 
 static void
-on_watched_done(void *arg, rpc_status status, ProtobufCMessage *response, const char *error)
+on_pending_done(void *arg, rpc_status status, ProtobufCMessage *response, const char *error)
 {
-    watched_call *w = arg;
-    w->status = status;
-    w->response = response;
-    err_set(&w->error, MOE_OK, "%s", error);
-    futex_bump(&w->done);
-    watched_release(w);
+    rpc_pending *p = arg;
+    p->status = status;
+    p->response = response;
+    err_set(&p->error, MOE_OK, "%s", error);
+    futex_bump(&p->done);
+    if (p->bell != NULL) futex_bump(p->bell);
+    pending_release(p);
+}
+
+rpc_pending *
+rpc_call_begin(rpc_client *c, unsigned method, const ProtobufCMessage *request, uint32_t timeout_ms,
+               _Atomic uint32_t *bell)
+{
+    rpc_pending *p = calloc(1, sizeof *p);
+    if (p == NULL) return NULL;
+    p->client = c;
+    p->bell = bell;
+    atomic_store(&p->owners, 2);
+    rpc_call_async(c, method, request, timeout_ms, on_pending_done, p);
+    return p;
+}
+
+bool
+rpc_pending_done(const rpc_pending *p)
+{
+    return atomic_load(&p->done) != 0;
+}
+
+bool
+rpc_pending_wait(rpc_pending *p, uint64_t deadline_ns)
+{
+    return futex_wait_change(&p->done, 0, deadline_ns);
+}
+
+moe_err
+rpc_pending_finish(rpc_pending *p, ProtobufCMessage **response, rpc_status *status, errbuf *eb)
+{
+    rpc_status result = RPC_CANCELLED;
+    *response = NULL;
+    if (rpc_pending_done(p)) {
+        result = p->status;
+        *response = p->response;
+        p->response = NULL;
+        if (result != RPC_OK) err_set(eb, MOE_OK, "%s", p->error.text);
+    } else {
+        err_set(eb, MOE_OK, "%s: the wait for an answer was given up", p->client->url);
+    }
+    pending_release(p);
+    if (status != NULL) *status = result;
+    return result == RPC_OK ? MOE_OK : rpc_status_to_err(result);
 }
 
 moe_err
@@ -559,26 +605,11 @@ rpc_call_watched(rpc_client *c, unsigned method, const ProtobufCMessage *request
 {
     *response = NULL;
     if (status != NULL) *status = RPC_RESOURCE_EXHAUSTED;
-    watched_call *w = calloc(1, sizeof *w);
-    if (w == NULL) return err_set(eb, MOE_ENOMEM, "%s: out of memory", c->url);
-    atomic_store(&w->owners, 2);
-    rpc_call_async(c, method, request, timeout_ms, on_watched_done, w);
-    bool left = false;
-    while (atomic_load(&w->done) == 0 && !left) {
-        if (!futex_wait_change(&w->done, 0, clock_now_ns() + poll_ms * NS_PER_MS)) left = gone(arg);
+    rpc_pending *p = rpc_call_begin(c, method, request, timeout_ms, NULL);
+    if (p == NULL) return err_set(eb, MOE_ENOMEM, "%s: out of memory", c->url);
+    while (!rpc_pending_wait(p, clock_now_ns() + poll_ms * NS_PER_MS) && !gone(arg)) {
     }
-    rpc_status result = RPC_CANCELLED;
-    if (atomic_load(&w->done) != 0) {
-        result = w->status;
-        *response = w->response;
-        w->response = NULL;
-        if (result != RPC_OK) err_set(eb, MOE_OK, "%s", w->error.text);
-    } else {
-        err_set(eb, MOE_OK, "%s: the wait for an answer was given up", c->url);
-    }
-    watched_release(w);
-    if (status != NULL) *status = result;
-    return result == RPC_OK ? MOE_OK : rpc_status_to_err(result);
+    return rpc_pending_finish(p, response, status, eb);
 }
 
 /* ---- generated stubs ---- */
