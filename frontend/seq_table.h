@@ -31,7 +31,7 @@ typedef struct seq {
                            included */
     uint32_t confirmed; /* of them: by committed steps */
     uint32_t sampling;  /* steps in flight that sample a token for it */
-    uint32_t *table;   /* [block_count] its blocks; memory of the slot */
+    uint32_t *table;    /* [block_count] its blocks; memory of the slot */
     uint32_t block_count;
     uint32_t block_sent;       /* entries the router knows */
     uint32_t block_registered; /* entries that were offered to the prefix cache, or came from it */
