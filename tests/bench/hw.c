@@ -30,8 +30,10 @@ peaks_at(hw *h, pool *p)
             continue;
         }
         machine_peak(p, run, h->for_ns);
+        const cpu_watch watch = cpu_watch_begin();
         for (uint32_t r = 0; r < h->repeat; r++)
             samples_add(&x.values, machine_peak(p, run, h->for_ns) / 1e9);
+        result_number(&x, "cpu", cpu_watch_share(&watch, pool_size(p)));
         result_text(&x, "how", run->how);
         report_result(&h->out, &x);
     }
@@ -43,8 +45,10 @@ read_own(hw *h, pool *p, const char *level, const read_ring *ring, size_t each)
     result x = {.unit = "GB/s"};
     snprintf(x.test, sizeof x.test, "read.%s.t%u", level, pool_size(p));
     each = each / 4096 * 4096;
+    const cpu_watch watch = cpu_watch_begin();
     for (uint32_t r = 0; r < h->repeat; r++)
         samples_add(&x.values, machine_read_own(p, ring, each, h->for_ns) / 1e9);
+    result_number(&x, "cpu", cpu_watch_share(&watch, pool_size(p)));
     result_number(&x, "kib_each", (double)each / 1024);
     report_result(&h->out, &x);
 }
@@ -65,8 +69,10 @@ reads_at(hw *h, pool *p)
     result x = {.unit = "GB/s"};
     snprintf(x.test, sizeof x.test, "read.dram.t%u", pool_size(p));
     machine_read(p, &ring, h->for_ns);
+    const cpu_watch watch = cpu_watch_begin();
     for (uint32_t r = 0; r < h->repeat; r++)
         samples_add(&x.values, machine_read(p, &ring, h->for_ns) / 1e9);
+    result_number(&x, "cpu", cpu_watch_share(&watch, pool_size(p)));
     result_number(&x, "mib", (double)bytes / (1u << 20));
     report_result(&h->out, &x);
     machine_release(memory, bytes);

@@ -117,6 +117,27 @@ machine_release(void *memory, size_t bytes)
     if (memory != NULL) munmap(memory, bytes);
 }
 
+static uint64_t
+cpu_now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+cpu_watch
+cpu_watch_begin(void)
+{
+    return (cpu_watch){clock_now_ns(), cpu_now_ns()};
+}
+
+double
+cpu_watch_share(const cpu_watch *w, uint32_t threads)
+{
+    const double wall = (double)(clock_now_ns() - w->wall_ns) * threads;
+    return wall > 0 ? (double)(cpu_now_ns() - w->cpu_ns) / wall : 1;
+}
+
 /* ---- loops ---- */
 
 /* Results go here, so that the compiler keeps the loops. */

@@ -31,6 +31,15 @@ size_t machine_beyond_cache(const machine *m, size_t least);
 void *machine_memory(size_t bytes);
 void machine_release(void *memory, size_t bytes);
 
+/* How much of its threads' time a measurement got: 1 = all of it; less where it slept, or where
+ * other processes took the cores. */
+typedef struct cpu_watch {
+    uint64_t wall_ns, cpu_ns;
+} cpu_watch;
+
+cpu_watch cpu_watch_begin(void);
+double cpu_watch_share(const cpu_watch *w, uint32_t threads);
+
 /* ---- loops ---- */
 
 /* Run pieces of `run` on all threads of p for about `for_ns`; operations per second. */

@@ -11,7 +11,7 @@ const peak peak_list[] = {
     {PEAK_BF16, "bf16.avx512bf16", "vdpbf16ps zmm", CPU_AVX2 | CPU_AVX512 | CPU_AVX512_BF16,
      "AVX-512 BF16", 2.0 * 32 * PEAK_CHAINS_AVX512, peak_bf16_avx512bf16},
     {PEAK_INT8, "int8.avx2", "vpsignb+vpmaddubsw+vpmaddwd+vpaddd", CPU_AVX2, "AVX2",
-     2.0 * 32 * PEAK_CHAINS_AVX2, peak_int8_avx2},
+     2.0 * 32 * PEAK_CHAINS_INT8_AVX2, peak_int8_avx2},
     {PEAK_INT8, "int8.avx512vnni", "vpdpbusd zmm", CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI,
      "AVX-512 VNNI", 2.0 * 64 * PEAK_CHAINS_AVX512, peak_int8_avx512vnni},
 #else

@@ -48,6 +48,7 @@ read_fn read_ref, read_avx2, read_avx512;
 
 /* Operations of one round of each. */
 #define PEAK_CHAINS_AVX2 12
+#define PEAK_CHAINS_INT8_AVX2 8
 #define PEAK_CHAINS_AVX512 24
 
 #endif
