@@ -149,6 +149,7 @@ wait_ready(cell *c, errbuf *eb)
             err_set(eb, MOE_ECLOSED, "%s ended", c->processes[i].name);
             return with_log(c, c->processes[i].name, MOE_ECLOSED, eb);
         }
+        if (process_interrupted()) return err_set(eb, MOE_ECLOSED, "interrupted");
         if (clock_now_ns() > deadline)
             return err_set(eb, MOE_ETIMEDOUT, "the fleet is not ready: %s", eb->text);
         poll(NULL, 0, HEALTH_PAUSE_MS);

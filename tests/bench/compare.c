@@ -160,6 +160,7 @@ bench_compare(const char *name, const bench_options *o, int argc, char **argv)
         fprintf(stderr, "conclave-bench %s: --compare: there is no %s\n", name, other);
         return 2;
     }
+    process_catch_signals();
     unsetenv("CONCLAVE_COMPARE"); /* or the children would compare too */
     comparison c = {.pairs = calloc(TESTS_MAX, sizeof(pair))};
     if (c.pairs == NULL) return bench_fail(name, "out of memory");

@@ -21,6 +21,7 @@
 #include "tests/bench/bench.h"
 #include "tests/bench/cell.h"
 #include "tests/bench/machine.h"
+#include "tests/bench/process.h"
 
 #define BATCHES_MAX 16
 #define BATCH_MAX 1024
@@ -50,7 +51,8 @@ typedef struct engine_bench {
 /* One quantity over its repeats. */
 typedef struct track {
     result rate;
-    samples step_ms;
+    samples step_ms; /* a repeat's median each */
+    samples steps;   /* of this repeat, in ms; the first SAMPLES_MAX */
     uint64_t hash, wall_ns, step_ns, wait_ns;
 } track;
 
@@ -81,6 +83,7 @@ static moe_err
 step(engine_bench *b, uint32_t count, track *t, bool counted, errbuf *eb)
 {
     cell_times times;
+    if (process_interrupted()) return err_set(eb, MOE_ECLOSED, "interrupted");
     const uint64_t start = clock_now_ns();
     const moe_err err = cell_step(b->cell, b->work, count, b->sampled, &times, eb);
     const uint64_t ns = clock_now_ns() - start;
@@ -90,7 +93,7 @@ step(engine_bench *b, uint32_t count, track *t, bool counted, errbuf *eb)
     t->wall_ns += ns;
     t->step_ns += times.step_ns;
     t->wait_ns += times.expert_wait_ns;
-    samples_add(&t->step_ms, (double)ns / 1e6);
+    samples_add(&t->steps, (double)ns / 1e6);
     return MOE_OK;
 }
 
@@ -132,6 +135,14 @@ feed_prompts(engine_bench *b, uint32_t count, uint32_t prompt, track *t, errbuf 
     return MOE_OK;
 }
 
+static void
+end_repeat(track *t, double rate)
+{
+    samples_add(&t->rate.values, rate);
+    samples_add(&t->step_ms, samples_median(&t->steps));
+    t->steps.count = 0;
+}
+
 static moe_err
 measure_prefill(engine_bench *b, track *t, errbuf *eb)
 {
@@ -139,7 +150,7 @@ measure_prefill(engine_bench *b, track *t, errbuf *eb)
     draw_tokens(b, 1);
     t->wall_ns = 0;
     const moe_err err = feed_prompts(b, 1, prompt, t, eb);
-    if (!err) samples_add(&t->rate.values, prompt / ((double)t->wall_ns / 1e9));
+    if (!err) end_repeat(t, prompt / ((double)t->wall_ns / 1e9));
     return err;
 }
 
@@ -161,7 +172,7 @@ measure_decode(engine_bench *b, uint32_t batch, uint32_t prompt, uint32_t decode
         err = step(b, batch, t, s >= WARM_STEPS, eb);
         wall += t->wall_ns - before;
     }
-    if (!err) samples_add(&t->rate.values, (double)batch * decode / ((double)wall / 1e9));
+    if (!err) end_repeat(t, (double)batch * decode / ((double)wall / 1e9));
     return err;
 }
 
@@ -301,7 +312,10 @@ start(engine_options *o, int argc, char **argv)
     bench_bin_dir(own, sizeof own);
     if (o->bin_dir == NULL) o->bin_dir = own;
     if (o->workers == 0 && !cell_is_local) return become_colocated(o->bin_dir, argv);
+    if (o->workers == 0 && strcmp(o->cell.parallelism, "ep") != 0)
+        return bad_option("--workers 0 has nothing to slice: --parallelism ep");
     if (o->workers != 0 && cell_is_local) return bad_option("this program is for --workers 0");
+    process_catch_signals();
     size_cell(o, batches, count);
     errbuf eb = {{0}};
     return run(o, batches, count, &eb) == MOE_OK ? 0 : bench_fail("engine", eb.text);

@@ -1,5 +1,6 @@
 #include "tests/bench/process.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -14,6 +15,30 @@
 #define WORD_BYTES_MAX 4096
 #define OUTPUT_BYTES_MAX ((size_t)16 << 20)
 #define POLL_MS 5
+
+static volatile sig_atomic_t interrupted;
+
+static void
+on_signal(int sig)
+{
+    (void)sig;
+    interrupted = 1;
+}
+
+void
+process_catch_signals(void)
+{
+    const struct sigaction action = {.sa_handler = on_signal}; /* no SA_RESTART: reads end */
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
+}
+
+bool
+process_interrupted(void)
+{
+    return interrupted != 0;
+}
 
 void
 command_add(command *c, const char *fmt, ...)
@@ -98,6 +123,13 @@ process_running(process *p)
 }
 
 void
+process_wait(process *p)
+{
+    while (process_running(p))
+        poll(NULL, 0, POLL_MS);
+}
+
+void
 process_end(process *p, uint32_t patience_ms)
 {
     if (!process_running(p)) return;
@@ -132,10 +164,23 @@ collect(int from, char **out, errbuf *eb)
     return MOE_OK;
 }
 
+static void
+wait_for(pid_t pid, int *status)
+{
+    bool told = false;
+    for (;;) {
+        if (interrupted && !told) kill(pid, SIGTERM);
+        told = interrupted;
+        if (waitpid(pid, status, 0) == pid || errno != EINTR) return;
+    }
+}
+
 moe_err
 process_run(const command *c, char **out, int *status, errbuf *eb)
 {
     int ends[2] = {-1, -1}, got = 0;
+    if (out != NULL) *out = NULL;
+    *status = 127;
     moe_err err = check(c, eb);
     if (err) return err;
     if (out != NULL && pipe2(ends, O_CLOEXEC) != 0) return err_set(eb, MOE_EIO, "no pipe");
@@ -146,7 +191,12 @@ process_run(const command *c, char **out, int *status, errbuf *eb)
     if (pid < 0) err = err_set(eb, MOE_EIO, "can't fork");
     if (!err && out != NULL) err = collect(ends[0], out, eb);
     if (out != NULL) close(ends[0]);
-    if (pid > 0) waitpid(pid, &got, 0);
+    if (pid > 0) wait_for(pid, &got);
+    if (!err && interrupted) err = err_set(eb, MOE_ECLOSED, "interrupted");
+    if (err && out != NULL) {
+        free(*out);
+        *out = NULL;
+    }
     *status = WIFEXITED(got) ? WEXITSTATUS(got) : 128 + WTERMSIG(got);
     return err;
 }

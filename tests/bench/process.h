@@ -37,12 +37,20 @@ void command_fini(command *c);
 moe_err process_start(process *out, const char *name, const command *c, const char *log,
                       errbuf *eb);
 bool process_running(process *p);
+void process_wait(process *p);
 /* SIGTERM, then SIGKILL after patience_ms. */
 void process_end(process *p, uint32_t patience_ms);
 
+/* From now on SIGINT, SIGTERM and SIGHUP do not end this process: a process_run() under way ends
+ * its child and fails, and process_interrupted() is true, so that what was started is ended in
+ * order. */
+void process_catch_signals(void);
+bool process_interrupted(void);
+
 /* Run to the end.  Standard output is returned in *out (free() it), NULL out: goes to this one's
  * standard error.  *status: exit status, 128 + signal.
- *   MOE_EIO, MOE_ENOMEM  */
+ *   MOE_EIO, MOE_ENOMEM
+ *   MOE_ECLOSED  interrupted  */
 moe_err process_run(const command *c, char **out, int *status, errbuf *eb);
 
 #endif

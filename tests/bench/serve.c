@@ -90,16 +90,21 @@ start_stack(serve_run *s, errbuf *eb)
     return err;
 }
 
+/* Also after an interruption, hence not by process_run(). */
 static void
 stop_stack(serve_run *s)
 {
     if (!s->started) return;
-    errbuf eb;
+    errbuf eb = {{0}};
+    process p;
     command c = {0};
     command_add(&c, "%s", s->o->deploy);
     command_add(&c, "down");
     command_add(&c, "--run-dir=%s", s->dir);
-    if (run_command(&c, &eb) != MOE_OK) bench_fail("serve", eb.text);
+    if (process_start(&p, "down", &c, "/dev/null", &eb) != MOE_OK)
+        bench_fail("serve", eb.text);
+    else
+        process_wait(&p);
     command_fini(&c);
 }
 
@@ -224,6 +229,7 @@ start(serve_options *o, int argc, char **argv)
     if (o->bin_dir == NULL) o->bin_dir = own;
     find_deploy(o, script, sizeof script);
     serve_run s = {.o = o, .dir = "/tmp/conclave-bench-XXXXXX"};
+    process_catch_signals();
     if (mkdtemp(s.dir) == NULL) return bench_fail("serve", "can't make a folder in /tmp");
     moe_err err = MOE_OK;
     if (o->base_url != NULL)
