@@ -13,6 +13,8 @@
 
 #define QUEUE_MAX 2 /* steps in flight */
 
+static const char stopping_text[] = "this router is stopping";
+
 /* One running sequence. */
 typedef struct seq_slot {
     slot_state *state; /* in stepper.states */
@@ -248,7 +250,7 @@ step_main(void *arg)
     rpc_call *call;
     while (!atomic_load(&s->stopping)) {
         const uint32_t seen = atomic_load(&s->bell);
-        while (take(s, &request, &call)) {
+        while (!atomic_load(&s->stopping) && take(s, &request, &call)) {
             errbuf eb = {{0}};
             Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
             const moe_err err = run_step(s, request, &reply, &eb);
@@ -260,7 +262,7 @@ step_main(void *arg)
         if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, 0);
     }
     while (take(s, &request, &call)) {
-        rpc_fail(call, RPC_UNAVAILABLE, "this router is stopping");
+        rpc_fail(call, RPC_UNAVAILABLE, "%s", stopping_text);
     }
     return NULL;
 }
@@ -356,7 +358,8 @@ void
 stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call)
 {
     pthread_mutex_lock(&s->lock);
-    const bool room = s->queued < QUEUE_MAX && !atomic_load(&s->stopping);
+    const bool ending = atomic_load(&s->stopping);
+    const bool room = s->queued < QUEUE_MAX && !ending;
     if (room) {
         s->queue[s->queued].request = request;
         s->queue[s->queued++].call = call;
@@ -364,6 +367,8 @@ stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call)
     pthread_mutex_unlock(&s->lock);
     if (room)
         futex_bump(&s->bell);
+    else if (ending)
+        rpc_fail(call, RPC_UNAVAILABLE, "%s", stopping_text);
     else
         rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d steps are in flight already", QUEUE_MAX);
 }

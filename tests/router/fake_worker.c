@@ -190,6 +190,15 @@ fake_worker_request(fake_worker *w)
 }
 
 void
+fake_worker_forget(fake_worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    ffn_free(w->ffn);
+    w->ffn = NULL;
+    pthread_mutex_unlock(&w->lock);
+}
+
+void
 fake_worker_hold(fake_worker *w, bool hold)
 {
     pthread_mutex_lock(&w->lock);

@@ -66,6 +66,8 @@ void fake_worker_kill(fake_worker *w);
 /* What it says to register; texts are borrowed from w. */
 Conclave__RegisterRequest fake_worker_request(fake_worker *w);
 
+void fake_worker_forget(fake_worker *w); /* its experts: it answers as not hosting any */
+
 void fake_worker_hold(fake_worker *w, bool hold); /* false lets the held one go on */
 void fake_worker_wait_holding(fake_worker *w);    /* until a dispatch is held */
 void fake_worker_wait_loading(fake_worker *w);    /* until a Load hangs (LOAD_HANGS) */
