@@ -115,6 +115,8 @@ compute_main(void *arg)
             const uint32_t status = w->ffn == NULL ? (uint32_t)WIRE_STATUS_NOT_HOSTED
                                                    : ffn_run(w->ffn, w->store, &views[i], 1);
             worker_end_reply(w->exchange, &views[i], status, 1);
+            w->answered++;
+            pthread_cond_broadcast(&w->changed);
         }
         pthread_mutex_unlock(&w->lock);
     }
@@ -212,6 +214,15 @@ fake_worker_wait_holding(fake_worker *w)
 {
     pthread_mutex_lock(&w->lock);
     while (!w->holding)
+        pthread_cond_wait(&w->changed, &w->lock);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void
+fake_worker_wait_answered(fake_worker *w, uint32_t count)
+{
+    pthread_mutex_lock(&w->lock);
+    while (w->answered < count)
         pthread_cond_wait(&w->changed, &w->lock);
     pthread_mutex_unlock(&w->lock);
 }

@@ -54,6 +54,7 @@ typedef struct fake_worker {
     bool hold, holding;   /* asked to hold dispatches; one is held */
     bool mute;            /* dispatches are taken and never answered */
     rpc_call *hung_load;
+    uint32_t answered; /* dispatches */
     /* What the last Load asked for. */
     uint32_t loads, attaches, experts_asked, tp_rank, tp_ranks;
     uint64_t epoch_asked;
@@ -70,6 +71,8 @@ void fake_worker_forget(fake_worker *w); /* its experts: it answers as not hosti
 
 void fake_worker_hold(fake_worker *w, bool hold); /* false lets the held one go on */
 void fake_worker_wait_holding(fake_worker *w);    /* until a dispatch is held */
-void fake_worker_wait_loading(fake_worker *w);    /* until a Load hangs (LOAD_HANGS) */
+void fake_worker_wait_answered(fake_worker *w,
+                               uint32_t count); /* until so many were, since start */
+void fake_worker_wait_loading(fake_worker *w);  /* until a Load hangs (LOAD_HANGS) */
 
 #endif

@@ -644,7 +644,8 @@ Test(stepper, stop_does_not_wait_for_a_worker_once_the_membership_is_closed)
 
 /* ---- a worker is lost in the middle of a step ---- */
 
-/* Two sequences after two good steps; the third is under way, worker 1 holds its rows. */
+/* Two sequences after two good steps; the third is under way, worker 1 holds its rows and worker 0
+ * has answered. */
 static step_call *
 start_third(test_seq seqs[2])
 {
@@ -658,8 +659,10 @@ start_third(test_seq seqs[2])
     for (uint32_t i = 0; i < 2; i++) { /* replayed whole: rows for every expert */
         plan_add(&p, &seqs[i], 0, seqs[i].count);
     }
+    const uint32_t before = workers[0].answered;
     step_call *call = begin(&p);
     fake_worker_wait_holding(&workers[1]);
+    fake_worker_wait_answered(&workers[0], before + 2); /* both micro-batches of layer 0 */
     return call;
 }
 
