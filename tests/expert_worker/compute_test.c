@@ -158,6 +158,20 @@ Test(compute, may_host_nothing)
     cr_expect_eq(ask(1, 0, 1), WIRE_STATUS_NOT_HOSTED);
 }
 
+Test(compute, is_not_reached_by_a_load_that_was_cancelled)
+{
+    load(expert_0_and_1, 2, 1, 16);
+    const _Atomic bool cancel = true;
+    expert_layout layout;
+    expert_store *store;
+    expert_layout_init(&layout, DTYPE_F32, model, 0, model->intermediate_size);
+    cr_expect_eq(
+        expert_store_create(&store, ckpt, &layout, expert_0_and_1, 2, threads, &cancel, &eb),
+        MOE_ECLOSED);
+    cr_expect_null(store);
+    cr_expect_eq(ask(1, 0, 1), WIRE_STATUS_OK);
+}
+
 Test(compute, stops_whether_or_not_it_has_loaded)
 {
     load(expert_0_and_1, 2, 1, 16);

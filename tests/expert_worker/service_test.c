@@ -223,14 +223,25 @@ Test(service, registers_and_registers_again_when_the_router_does_not_know_it)
     wait_for(&router.registrations, 2);
 }
 
-Test(service, ends_with_the_routers_words_when_it_is_refused_for_good)
+static void
+expect_refused_for_good(rpc_status status, moe_err err)
 {
-    router.refusal = RPC_FAILED_PRECONDITION;
+    router.refusal = status;
     serve_router();
     start_running();
     join_running();
-    cr_expect_eq(run_result, MOE_EMISMATCH);
+    cr_expect_eq(run_result, err);
     cr_expect_not_null(strstr(run_error.text, "worker 3 is not wanted"), "%s", run_error.text);
+}
+
+Test(service, ends_with_the_routers_words_when_it_does_not_fit)
+{
+    expect_refused_for_good(RPC_FAILED_PRECONDITION, MOE_EMISMATCH);
+}
+
+Test(service, ends_with_the_routers_words_when_it_is_not_allowed)
+{
+    expect_refused_for_good(RPC_PERMISSION_DENIED, MOE_EPERM);
 }
 
 Test(service, tries_again_when_it_is_refused_for_now)
