@@ -39,6 +39,7 @@ struct worker_service {
     _Atomic bool stopping;
     bool registered; /* presence thread only */
     errbuf refusal;  /* why the router will not have us */
+    moe_err refused; /* MOE_EMISMATCH or MOE_EPERM, with it */
     uint32_t heartbeat_ms;
 };
 
@@ -320,8 +321,9 @@ presence_main(void *arg)
             const moe_err err = register_worker(s, eb);
             if (err == MOE_EMISMATCH || err == MOE_EPERM) {
                 LOG_ERROR("control", "the router refuses this worker: %s", eb->text);
+                s->refused = err;
                 worker_service_stop(s);
-                return eb;
+                return NULL;
             }
         }
         if (!atomic_load(&s->stopping))
@@ -344,14 +346,12 @@ worker_service_run(worker_service *s, errbuf *eb)
         }
         if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, 0);
     }
-    void *refused;
-    pthread_join(presence, &refused);
+    pthread_join(presence, NULL);
     job left;
     while (take_job(s, &left)) {
         rpc_fail(left.call, RPC_UNAVAILABLE, "this worker is stopping");
     }
-    if (refused != NULL) return err_set(eb, MOE_EMISMATCH, "%s", ((const errbuf *)refused)->text);
-    return MOE_OK;
+    return s->refused ? err_set(eb, s->refused, "%s", s->refusal.text) : MOE_OK;
 }
 
 void

@@ -42,6 +42,32 @@ identity_init(identity *out, const checkpoint *c, const kernel_table *kernels,
     read_host_id(out->host_id);
 }
 
+static moe_err
+check_model(const Conclave__ModelIdentity *mine, const char *peer,
+            const Conclave__ModelIdentity *theirs, errbuf *eb)
+{
+    if (theirs->fingerprint != mine->fingerprint)
+        return err_set(eb, MOE_EMISMATCH,
+                       "%s serves another model: fingerprint %016llx, this one's is %016llx", peer,
+                       (unsigned long long)theirs->fingerprint,
+                       (unsigned long long)mine->fingerprint);
+    const struct {
+        const char *name;
+        uint32_t theirs, mine;
+    } sizes[] = {{"num_layers", theirs->num_layers, mine->num_layers},
+                 {"num_experts", theirs->num_experts, mine->num_experts},
+                 {"top_k", theirs->top_k, mine->top_k},
+                 {"hidden_size", theirs->hidden_size, mine->hidden_size},
+                 {"intermediate_size", theirs->intermediate_size, mine->intermediate_size},
+                 {"vocab_size", theirs->vocab_size, mine->vocab_size}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (sizes[i].theirs != sizes[i].mine)
+            return err_set(eb, MOE_EMISMATCH, "%s serves another model: %s %u, this one's is %u",
+                           peer, sizes[i].name, sizes[i].theirs, sizes[i].mine);
+    }
+    return MOE_OK;
+}
+
 moe_err
 identity_check(const identity *mine, const char *peer, const char *version,
                const Conclave__ModelIdentity *model, const Conclave__NumericClass *numeric,
@@ -52,15 +78,8 @@ identity_check(const identity *mine, const char *peer, const char *version,
                        CONCLAVE_VERSION);
     if (model == NULL || numeric == NULL)
         return err_set(eb, MOE_EINVAL, "%s does not say which model it serves", peer);
-    if (model->fingerprint != mine->model.fingerprint ||
-        model->num_layers != mine->model.num_layers ||
-        model->num_experts != mine->model.num_experts || model->top_k != mine->model.top_k ||
-        model->hidden_size != mine->model.hidden_size ||
-        model->intermediate_size != mine->model.intermediate_size)
-        return err_set(eb, MOE_EMISMATCH,
-                       "%s serves another model: fingerprint %016llx, this one's is %016llx", peer,
-                       (unsigned long long)model->fingerprint,
-                       (unsigned long long)mine->model.fingerprint);
+    const moe_err err = check_model(&mine->model, peer, model, eb);
+    if (err) return err;
     if (strcmp(numeric->expert_dtype, mine->numeric.expert_dtype) != 0)
         return err_set(eb, MOE_EMISMATCH, "%s has experts in %.16s, this cell uses %s (--dtype)",
                        peer, numeric->expert_dtype, mine->numeric.expert_dtype);

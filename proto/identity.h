@@ -27,8 +27,9 @@ typedef struct identity {
 void identity_init(identity *out, const checkpoint *c, const kernel_table *kernels,
                    moe_dtype expert_dtype, moe_dtype attn_dtype, moe_dtype kv_dtype);
 
-/* Does a worker that says `model` and `numeric` fit?  MOE_EMISMATCH names what differs and both
- * values; peer is a name for the text ("worker 2"). */
+/* Does a worker that says `model` and `numeric` fit?  peer is a name for the text ("worker 2").
+ *   MOE_EMISMATCH  something differs; the text names it and both values
+ *   MOE_EINVAL     model or numeric is missing (NULL)  */
 moe_err identity_check(const identity *mine, const char *peer, const char *version,
                        const Conclave__ModelIdentity *model, const Conclave__NumericClass *numeric,
                        errbuf *eb);

@@ -79,6 +79,7 @@ struct rpc_client {
     call_slot *free_slots;
     unsigned busy;    /* slots in use */
     unsigned waiting; /* threads inside rpc_call_sync() */
+    unsigned inside;  /* threads between context_enter() and context_leave() */
     bool closing;
     uint64_t next_id;
 };
@@ -216,13 +217,55 @@ time_left_ms(const call_slot *slot)
     return (nng_duration)((slot->deadline_ns - now + NS_PER_MS - 1) / NS_PER_MS);
 }
 
+/* Around every use of a context.  nng 1.5.2 lets go of the context at the end of such a call, when
+ * the answer may be there already; if the socket was closed by then, it aborts the process.  So
+ * closing waits until nobody is inside.  false: the client is closing; don't. */
+static bool
+context_enter(rpc_client *c)
+{
+    pthread_mutex_lock(&c->mutex);
+    const bool open = !c->closing;
+    if (open) c->inside++;
+    pthread_mutex_unlock(&c->mutex);
+    return open;
+}
+
+static void
+context_leave(rpc_client *c)
+{
+    pthread_mutex_lock(&c->mutex);
+    if (--c->inside == 0) pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->mutex);
+}
+
 static void
 send_message(call_slot *slot, nng_msg *msg)
 {
+    rpc_client *c = slot->client; /* the slot may be another call's after nng_ctx_send() */
     slot->sending = true;
+    if (!context_enter(c)) {
+        nng_msg_free(msg);
+        complete_nng_error(slot, NNG_ECLOSED);
+        return;
+    }
     nng_aio_set_timeout(slot->aio, time_left_ms(slot));
     nng_aio_set_msg(slot->aio, msg);
     nng_ctx_send(slot->ctx, slot->aio);
+    context_leave(c);
+}
+
+static void
+receive_reply(call_slot *slot)
+{
+    rpc_client *c = slot->client;
+    slot->sending = false;
+    if (!context_enter(c)) {
+        complete_nng_error(slot, NNG_ECLOSED);
+        return;
+    }
+    nng_aio_set_timeout(slot->aio, time_left_ms(slot));
+    nng_ctx_recv(slot->ctx, slot->aio);
+    context_leave(c);
 }
 
 /* A message of this call's, with the header filled in; NULL when out of memory. */
@@ -347,9 +390,7 @@ on_aio(void *arg)
         return;
     }
     if (slot->sending) {
-        slot->sending = false;
-        nng_aio_set_timeout(slot->aio, time_left_ms(slot));
-        nng_ctx_recv(slot->ctx, slot->aio);
+        receive_reply(slot);
         return;
     }
     nng_msg *msg = nng_aio_get_msg(slot->aio);
@@ -798,6 +839,8 @@ rpc_client_close(rpc_client *c)
     pthread_mutex_lock(&c->mutex);
     c->closing = true;
     pthread_cond_broadcast(&c->changed);
+    while (c->inside != 0)
+        pthread_cond_wait(&c->changed, &c->mutex);
     pthread_mutex_unlock(&c->mutex);
 
     /* Closing ends every aio with NNG_ECLOSED. */

@@ -89,10 +89,11 @@ membership_free(membership *m)
     free(m);
 }
 
+/* A heartbeat may be later than now, which was read before the lock was taken. */
 static bool
 is_silent(const membership *m, const worker *w, uint64_t now)
 {
-    return now - w->last_seen_ns > m->config.worker_timeout_ms * NS_PER_MS;
+    return now > w->last_seen_ns + m->config.worker_timeout_ms * NS_PER_MS;
 }
 
 moe_err

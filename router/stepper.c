@@ -17,6 +17,8 @@
 /* Two calls may overtake each other on their way: how long the later step waits for its turn. */
 #define OVERTAKEN_WAIT_MS 1000
 
+static const char stopping_text[] = "this router is stopping";
+
 /* One running sequence. */
 typedef struct seq_slot {
     slot_state *state; /* in stepper.states */
@@ -313,7 +315,7 @@ step_main(void *arg)
         if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, until_ns);
     }
     for (uint32_t i = 0; i < s->queued; i++) { /* submit() adds no more */
-        rpc_fail(s->queue[i].call, RPC_UNAVAILABLE, "this router is stopping");
+        rpc_fail(s->queue[i].call, RPC_UNAVAILABLE, "%s", stopping_text);
     }
     return NULL;
 }
@@ -422,7 +424,7 @@ stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call)
     if (room)
         futex_bump(&s->bell);
     else if (stopping)
-        rpc_fail(call, RPC_UNAVAILABLE, "this router is stopping");
+        rpc_fail(call, RPC_UNAVAILABLE, "%s", stopping_text);
     else
         rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d steps wait already", QUEUE_MAX);
 }

@@ -708,6 +708,8 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
         }
     }
     if (err) {
+        /* One that was too late is not waited for a second time. */
+        if (err == MOE_ETIMEDOUT) router_end_give_up(fleet->exchange, *lost_worker);
         settle(fleet);
         return err;
     }

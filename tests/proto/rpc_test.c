@@ -531,3 +531,31 @@ Test(rpc, a_watched_call_is_answered_like_any_other_or_left_when_its_watcher_say
     cr_expect_eq(call(ECHO_SAY, &request, LONG_MS, &response), RPC_OK);
     drop(response);
 }
+
+static void
+count_done(void *arg, rpc_status status, ProtobufCMessage *response, const char *error)
+{
+    (void)status;
+    (void)error;
+    rpc_response_free(response);
+    atomic_fetch_add((_Atomic unsigned *)arg, 1);
+}
+
+/* The last answer is there before nng's threads have let go of the call. */
+Test(rpc, a_client_may_be_closed_as_soon_as_its_calls_have_ended)
+{
+    serve();
+    const echo_request request = say("hello");
+    for (unsigned i = 0; i < 100; i++) {
+        _Atomic unsigned done = 0;
+        connect_with((rpc_client_options){.concurrency = 4});
+        for (unsigned k = 0; k < 4; k++) {
+            rpc_call_async(client, ECHO_SAY, &request.base, LONG_MS, count_done, &done);
+        }
+        while (atomic_load(&done) < 4) {
+            sched_yield();
+        }
+        rpc_client_close(client);
+        client = NULL;
+    }
+}
