@@ -49,7 +49,7 @@ hash_bytes(uint64_t seed, const void *bytes, size_t n)
  * lane of its own.  A word is one bijective step of its lane, so a change of one word never goes
  * unseen. bytes [n], any alignment.  Little-endian words. */
 static inline uint64_t
-hash_block(uint64_t seed, const void *bytes, size_t n)
+hash_lanes(uint64_t seed, const void *bytes, size_t n)
 {
     const unsigned char *p = bytes;
     uint64_t lane[HASH_LANES];

@@ -11,7 +11,7 @@
 #include "common/log.h"
 #include "model/packed_cache.h"
 
-#define FILL_NICE 10
+#define FILL_NICE 19
 /* Left free on the disk: a cache must not be what fills it. */
 #define SPARE_BYTES ((uint64_t)256 << 20)
 

@@ -199,7 +199,7 @@ packed_key_compare(const packed_key *have, const packed_key *want, errbuf *eb)
 uint64_t
 packed_block_hash(const void *block, size_t bytes)
 {
-    return hash_block(0, block, bytes);
+    return hash_lanes(0, block, bytes);
 }
 
 uint64_t
