@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "common/log.h"
+
 #ifndef MAP_HUGE_2MB
 #define MAP_HUGE_2MB (21 << 26)
 #endif
@@ -77,7 +79,11 @@ region_create(region *out, size_t size, pool *p, errbuf *eb)
     if (size == 0) return MOE_OK;
     const bool fits = size <= SIZE_MAX / 4 && size / POPULATE_BYTES < POOL_ITEM_MAX;
     out->mapped = (size + REGION_PAGE_BYTES - 1) / REGION_PAGE_BYTES * REGION_PAGE_BYTES;
-    if (fits && (map_reserved(out, p) || map_ordinary(out))) return MOE_OK;
+    if (fits && (map_reserved(out, p) || map_ordinary(out))) {
+        static const char *const names[] = {"reserved-2m", "transparent-2m", "4k"};
+        LOG_DEBUG("memory", "region mapped bytes=%zu pages=%s", out->mapped, names[out->pages]);
+        return MOE_OK;
+    }
     *out = (region){0};
     return err_set(eb, MOE_ENOMEM, "no memory for %zu bytes (%s)", size,
                    fits ? strerror(errno) : "too large");
@@ -88,11 +94,4 @@ region_free(region *r)
 {
     if (r->bytes != NULL) munmap(r->bytes, r->mapped);
     *r = (region){0};
-}
-
-const char *
-region_pages_name(const region *r)
-{
-    static const char *const names[] = {"reserved-2m", "transparent-2m", "4k"};
-    return names[r->pages];
 }

@@ -30,12 +30,9 @@ typedef struct region {
     region_pages pages;
 } region;
 
-/* size 0 gives an empty region.  The pool is used for the call only.  On error *out is empty.
- *   MOE_ENOMEM  the text names the size  */
+/* size 0 gives an empty region.  Which pages it got is logged at debug level.  The pool is used for
+ * the call only.  On error *out is empty. MOE_ENOMEM  the text names the size  */
 moe_err region_create(region *out, size_t size, pool *p, errbuf *eb);
 void region_free(region *r); /* accepts a zeroed one; leaves it empty */
-
-/* For the log: "reserved-2m", "transparent-2m", "4k". */
-const char *region_pages_name(const region *r);
 
 #endif

@@ -160,3 +160,9 @@ expert_store_bytes(const expert_store *s)
 {
     return s->slots.size;
 }
+
+void
+expert_store_wait_cached(expert_store *s)
+{
+    if (s->fill != NULL) packed_fill_wait(s->fill);
+}

@@ -41,4 +41,7 @@ const expert_layout *expert_store_layout(const expert_store *s);
 uint32_t expert_store_count(const expert_store *s);
 uint64_t expert_store_bytes(const expert_store *s);
 
+/* Until the cache has everything, or the attempt has failed. */
+void expert_store_wait_cached(expert_store *s);
+
 #endif
