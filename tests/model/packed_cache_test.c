@@ -485,7 +485,8 @@ Test(packed_cache, a_header_of_other_weights_or_another_version_says_what_differ
     cr_assert_eq(packed_header_init(&h, &key, &eb), MOE_OK);
     packed_header_encode(&h, b);
     cr_assert_eq(packed_header_decode(&got, b, sizeof b, h.file_bytes, &eb), MOE_OK, "%s", eb.text);
-    cr_expect_arr_eq(&got, &h, sizeof h);
+    cr_expect(got.slot_stride == h.slot_stride && got.data_offset == h.data_offset &&
+              got.table_offset == h.table_offset && got.header_hash == h.header_hash);
     cr_expect_eq(packed_key_compare(&got.key, &key, &eb), MOE_OK);
     cr_expect_eq(packed_key_compare(&got.key, &other, &eb), MOE_EMISMATCH);
     cr_expect_str_eq(eb.text, "of other weights: its dtype is 0x2, wanted 0x1");
