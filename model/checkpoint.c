@@ -305,6 +305,7 @@ checkpoint_fingerprint(const checkpoint *c)
         hash = hash_view(hash, &c->views[i]);
     }
     advise(c, MADV_NORMAL);
+    advise(c, MADV_DONTNEED); /* each sample mapped the pages around it as well */
     return hash;
 }
 
