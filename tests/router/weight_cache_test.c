@@ -241,3 +241,41 @@ Test(weight_cache, a_folder_that_can_not_be_used_costs_nothing_but_time)
     }
     expert_store_free(want);
 }
+
+/* A cache outlives the program that wrote it.  If this fails, packing makes other bytes of the same
+ * weights: raise PACKED_PACK_VERSION, and write down the new hashes with it. */
+Test(weight_cache, packing_makes_the_bytes_that_this_pack_version_stands_for)
+{
+    static const struct {
+        moe_dtype dtype;
+        uint64_t expert, router;
+    } pinned[] = {
+        {DTYPE_F32, 0x8baf6137dd716fc5ull, 0x59ad2a1274adf708ull},
+        {DTYPE_BF16, 0x2ccb16befcd992b3ull, 0x37bf07a9001b7d0ull},
+        {DTYPE_INT8, 0xa9d6cd421cdc65a2ull, 0x3a3563c2a8a14888ull},
+    };
+    char path[PATH_BYTES];
+    static const uint32_t ids[] = {9};
+    checkpoint *demo = open_dir(test_path(path, sizeof path, "models/demo"));
+    const model_config *m = checkpoint_config(demo);
+    cr_assert_eq(PACKED_PACK_VERSION, 1);
+    for (size_t i = 0; i < sizeof pinned / sizeof pinned[0]; i++) {
+        const moe_dtype dtype = pinned[i].dtype;
+        expert_layout layout;
+        expert_layout_init(&layout, dtype, m, 0, m->intermediate_size);
+        expert_store *s = load_experts(demo, (weight_cache){0}, &layout, ids, 1);
+        const char *slot = expert_store_slot(s, 9 / m->num_experts, 9 % m->num_experts);
+        const uint64_t expert = packed_slot_hash(slot, layout.slot_bytes);
+        router_weights w;
+        errbuf eb = {{0}};
+        cr_assert_eq(router_weights_load(&w, demo, dtype, (weight_cache){0}, threads, &eb), MOE_OK);
+        const uint64_t router = packed_slot_hash(w.memory.bytes, w.memory.size);
+        cr_expect_eq(expert, pinned[i].expert, "%s expert %#llx", dtype_name(dtype),
+                     (unsigned long long)expert);
+        cr_expect_eq(router, pinned[i].router, "%s router %#llx", dtype_name(dtype),
+                     (unsigned long long)router);
+        router_weights_unload(&w);
+        expert_store_free(s);
+    }
+    checkpoint_close(demo);
+}
