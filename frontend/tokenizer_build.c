@@ -18,6 +18,7 @@ tokenizer_free(tokenizer *tok)
     free(tok->text);
     free(tok->by_text);
     free(tok->merges);
+    free(tok->merge_filter);
     free(tok->cut);
     free(tok->shown);
     word_cache_free(tok->words);
@@ -191,8 +192,11 @@ tokenizer_build_merges(tokenizer *tok, size_t merge_max, errbuf *eb)
     assert(merge_max <= TOKENIZER_FILE_MAX);
     const uint32_t size = table_size((uint32_t)merge_max);
     tok->merges = malloc(size * sizeof tok->merges[0]);
-    if (tok->merges == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    tok->merge_filter = calloc(size, 1); /* 16 bits or more per merge */
+    if (tok->merges == NULL || tok->merge_filter == NULL)
+        return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
     tok->merge_mask = size - 1;
+    tok->merge_filter_mask = 8 * size - 1;
     tok->merge_max = (uint32_t)merge_max;
     for (uint32_t i = 0; i < size; i++) {
         tok->merges[i].id = TOKENIZER_ID_NONE;
@@ -200,20 +204,32 @@ tokenizer_build_merges(tokenizer *tok, size_t merge_max, errbuf *eb)
     return MOE_OK;
 }
 
-static bpe_merge *
-merge_slot(const tokenizer *tok, uint32_t left, uint32_t right)
+static uint64_t
+merge_hash(uint32_t left, uint32_t right)
 {
-    uint32_t at = (uint32_t)hash_mix((uint64_t)left << 32 | right) & tok->merge_mask;
+    const uint64_t h = ((uint64_t)left << 32 | right) * 0x9e3779b97f4a7c15u;
+    return (h ^ h >> 32) * 0xd6e8feb86659fd93u;
+}
+
+static bpe_merge *
+merge_slot(const tokenizer *tok, uint64_t hash, uint32_t left, uint32_t right)
+{
+    uint32_t at = (uint32_t)(hash >> 32) & tok->merge_mask;
     for (;; at = (at + 1) & tok->merge_mask) {
         bpe_merge *m = &tok->merges[at];
         if (m->id == TOKENIZER_ID_NONE || (m->left == left && m->right == right)) return m;
     }
 }
 
+/* The filter takes other bits of the hash than the table, else neighbours there would share a fate
+ * here. */
 const bpe_merge *
 tokenizer_find_merge(const tokenizer *tok, uint32_t left, uint32_t right)
 {
-    const bpe_merge *m = merge_slot(tok, left, right);
+    const uint64_t hash = merge_hash(left, right);
+    const uint32_t bit = (uint32_t)(hash >> 16) & tok->merge_filter_mask;
+    if ((tok->merge_filter[bit / 8] >> bit % 8 & 1) == 0) return NULL;
+    const bpe_merge *m = merge_slot(tok, hash, left, right);
     return m->id == TOKENIZER_ID_NONE ? NULL : m;
 }
 
@@ -251,11 +267,14 @@ tokenizer_build_merge(tokenizer *tok, uint32_t left, uint32_t right, uint32_t ra
 {
     assert(left < tok->token_count && right < tok->token_count && id < tok->token_count);
     assert(tok->merge_count < tok->merge_max);
-    bpe_merge *m = merge_slot(tok, left, right);
+    const uint64_t hash = merge_hash(left, right);
+    const uint32_t bit = (uint32_t)(hash >> 16) & tok->merge_filter_mask;
+    bpe_merge *m = merge_slot(tok, hash, left, right);
     if (m->id != TOKENIZER_ID_NONE)
         return err_set(eb, MOE_EINVAL, "\"%s\" and \"%s\" are merged twice",
                        tok->text + tok->tokens[left].offset, tok->text + tok->tokens[right].offset);
     *m = (bpe_merge){.left = left, .right = right, .rank = rank, .id = id};
+    tok->merge_filter[bit / 8] |= (uint8_t)(1u << bit % 8);
     tok->merge_count++;
     const token *t = &tok->tokens[id];
     note_joins(tok, tok->text + t->offset, t->len);

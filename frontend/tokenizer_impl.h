@@ -20,7 +20,7 @@
 #define TOKENIZER_SPACE "\xe2\x96\x81" /* U+2581, a space inside the vocabulary */
 #define TOKENIZER_SPACE_LEN ((size_t)3)
 #define TOKENIZER_SPACE_CODE 0x2581u
-#define TOKENIZER_CACHE_WORDS 8192u /* of 64 bytes */
+#define TOKENIZER_CACHE_WORDS 16384u /* of 64 bytes */
 
 typedef enum token_kind {
     TOKEN_MISSING = 0, /* only while building */
@@ -58,6 +58,8 @@ struct tokenizer {
     uint32_t by_text_mask;
     bpe_merge *merges; /* open addressing by (left, right), [merge_mask + 1] */
     uint32_t merge_mask;
+    uint8_t *merge_filter; /* one bit per hash, [merge_filter_mask + 1] bits; see find_merge */
+    uint32_t merge_filter_mask;
     uint32_t merge_count;
     uint32_t merge_max;
     uint32_t *cut; /* [cut_count] TOKEN_ADDED and TOKEN_SPECIAL ids, sorted by spelling */
@@ -98,7 +100,8 @@ moe_err tokenizer_build_finish(tokenizer *tok, errbuf *eb);
 /* The byte that the spelling "<0xNN>" stands for, or -1. */
 int tokenizer_byte_of_text(const char *text, size_t len);
 
-/* NULL if the two don't merge. */
+/* NULL if the two don't merge.  Most neighbours of a text don't: a filter of one bit per hash,
+ * small enough for the second-level cache, says so of nearly all of them. */
 const bpe_merge *tokenizer_find_merge(const tokenizer *tok, uint32_t left, uint32_t right);
 
 /* The symbol (word_merge.h) of a character and its spelling. */

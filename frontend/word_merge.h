@@ -28,7 +28,7 @@
 #include "frontend/tokenizer.h"
 
 #define UNKNOWN_CHARACTER 0x80000000u
-#define WORD_WINDOW 48u    /* symbols merged at a time, unless that turns out too few */
+#define WORD_WINDOW 32u    /* symbols merged at a time, unless that turns out too few */
 #define WORD_WINDOW_MIN 4u /* a window this short still moves on */
 #define WORD_INLINE 64u    /* symbols for which nothing is allocated */
 
