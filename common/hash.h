@@ -43,4 +43,28 @@ hash_bytes(uint64_t seed, const void *bytes, size_t n)
     return hash_combine(hash_combine(seed, tail), n);
 }
 
+#define HASH_LANES 8
+
+/* A hash for large blocks, many times as fast as hash_bytes(): eight words at a time, each in a
+ * lane of its own.  A word is one bijective step of its lane, so a change of one word never goes
+ * unseen. bytes [n], any alignment.  Little-endian words. */
+static inline uint64_t
+hash_lanes(uint64_t seed, const void *bytes, size_t n)
+{
+    const unsigned char *p = bytes;
+    uint64_t lane[HASH_LANES];
+    for (int i = 0; i < HASH_LANES; i++)
+        lane[i] = hash_combine(seed, (uint64_t)i);
+    size_t left = n;
+    for (; left >= sizeof lane; left -= sizeof lane, p += sizeof lane) {
+        uint64_t word[HASH_LANES];
+        memcpy(word, p, sizeof word);
+        for (int i = 0; i < HASH_LANES; i++) {
+            const uint64_t x = (lane[i] ^ word[i]) * 0x9e3779b97f4a7c15ull;
+            lane[i] = x << 31 | x >> 33;
+        }
+    }
+    return hash_combine(hash_bytes(hash_bytes(seed, lane, sizeof lane), p, left), n);
+}
+
 #endif

@@ -1,5 +1,7 @@
 #include "common/program.h"
 
+#include <signal.h>
+
 #include "common/file.h"
 #include "common/log.h"
 
@@ -8,6 +10,7 @@ program_begin(const program *p, flags *f, run_dir *run, int argc, char **argv)
 {
     errbuf eb = {{0}};
     *f = (flags){0};
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is an error of that write, no death */
     moe_err err = flags_parse(f, p->specs, p->spec_count, argc, argv, &eb);
     if (!err && f->help) {
         flags_print_help(stdout, p->usage, p->summary, p->specs, p->spec_count);

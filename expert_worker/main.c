@@ -23,7 +23,7 @@ on_signal(int sig)
 }
 
 typedef struct options {
-    const char *model, *run_dir, *dtype, *transport, *log_level;
+    const char *model, *run_dir, *dtype, *transport, *packed_cache, *log_level;
     int64_t worker_id, threads;
 } options;
 
@@ -80,6 +80,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                                              .incarnation = incarnation,
                                                              .dtype = dtype,
                                                              .checkpoint = ckpt,
+                                                             .packed_cache = o->packed_cache,
                                                              .identity = &id,
                                                              .exchange = exchange,
                                                              .compute = comp,
@@ -126,6 +127,8 @@ main(int argc, char **argv)
          "what nng links of this worker run over"},
         {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
          "compute threads; 0 = all CPUs"},
+        {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
+         "folder where packed weights are kept for the next start; empty = none"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };

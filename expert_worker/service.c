@@ -118,10 +118,10 @@ load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf 
     tp_slice(config->intermediate_size, r->tp_rank, r->tp_ranks, &begin, &end);
     expert_layout_init(&layout, s->config.dtype, config, begin, end);
     const uint64_t start = clock_now_ns();
+    const weight_cache cache = {s->config.packed_cache, s->config.identity->model.fingerprint};
     expert_store *store;
-    moe_err err =
-        expert_store_create(&store, s->config.checkpoint, &layout, r->experts,
-                            (uint32_t)r->n_experts, s->config.load_pool, &s->stopping, eb);
+    moe_err err = expert_store_load(&store, s->config.checkpoint, cache, &layout, r->experts,
+                                    (uint32_t)r->n_experts, s->config.load_pool, &s->stopping, eb);
     if (err) return err;
     *bytes = expert_store_bytes(store);
     err = compute_load(s->config.compute, store, r->epoch, config->num_experts, r->row_max, eb);

@@ -22,6 +22,7 @@ typedef struct worker_service_config {
     uint64_t incarnation;
     moe_dtype dtype;
     const checkpoint *checkpoint;
+    const char *packed_cache; /* folder of packed weights; NULL or "" = none */
     const identity *identity;
     worker_end *exchange;
     compute *compute;

@@ -1,9 +1,8 @@
 #include "expert_worker/store.h"
 
-#include <assert.h>
-#include <stdatomic.h>
 #include <stdlib.h>
-#include <sys/mman.h>
+
+#include "common/region.h"
 
 #define SLOT_NONE UINT32_MAX
 
@@ -12,30 +11,27 @@ struct expert_store {
     uint32_t num_experts; /* of a layer */
     uint32_t id_count;    /* layers * experts */
     uint32_t count;
-    char *slots; /* [count][layout.slot_bytes], mapped */
-    size_t mapped_bytes;
-    uint32_t *slot_of; /* [id_count] */
+    region slots;                 /* [count][layout.slot_bytes] */
+    packed_slot *list;            /* [count]: expert and place of each slot */
+    uint32_t *slot_of;            /* [id_count] */
+    packed_fill *fill;            /* writes the slots to the cache; or NULL */
+    const checkpoint *checkpoint; /* while it is loaded */
 };
 
-typedef struct pack_job {
-    expert_store *store;
-    const checkpoint *checkpoint;
-    const uint32_t *experts;
-    const _Atomic bool *cancel;
-    _Atomic uint32_t failed; /* 1 + index of an expert that could not be packed */
-} pack_job;
-
-static void
-pack_one(void *arg, uint32_t item, uint32_t thread)
+/* weight_plan_fn: the experts that are not done. */
+static moe_err
+plan_experts(void *arg, pack_plan **out, const bool *done, errbuf *eb)
 {
-    (void)thread;
-    pack_job *job = arg;
-    expert_store *s = job->store;
-    if (job->cancel != NULL && atomic_load_explicit(job->cancel, memory_order_relaxed)) return;
-    const uint32_t id = job->experts[item];
-    char *slot = s->slots + (size_t)item * s->layout.slot_bytes;
-    if (pack_expert(slot, &s->layout, job->checkpoint, id / s->num_experts, id % s->num_experts))
-        atomic_store(&job->failed, item + 1);
+    const expert_store *s = arg;
+    if (pack_plan_create(out, 2 * s->count))
+        return err_set(eb, MOE_ENOMEM, "no memory for a plan of %u experts", s->count);
+    for (uint32_t i = 0; i < s->count; i++) {
+        const uint32_t id = s->list[i].slot;
+        if (!done[i])
+            pack_plan_add_expert(*out, s->list[i].bytes, &s->layout, s->checkpoint,
+                                 id / s->num_experts, id % s->num_experts);
+    }
+    return MOE_OK;
 }
 
 static moe_err
@@ -53,10 +49,37 @@ index_slots(expert_store *s, const uint32_t *experts, uint32_t count, errbuf *eb
     return MOE_OK;
 }
 
+static moe_err
+load_slots(expert_store *s, const checkpoint *c, weight_cache cache, pool *p,
+           const _Atomic bool *cancel, errbuf *eb)
+{
+    const model_config *config = checkpoint_config(c);
+    if (s->layout.slot_bytes == 0 || s->count == 0) return MOE_OK;
+    s->checkpoint = c;
+    const weight_load load = {.what = "experts",
+                              .checkpoint = c,
+                              .cache = cache,
+                              .key = {.role = PACKED_EXPERTS,
+                                      .dtype = s->layout.dtype,
+                                      .num_layers = config->num_layers,
+                                      .num_experts = config->num_experts,
+                                      .width_begin = s->layout.width_begin,
+                                      .width_end = s->layout.width_end,
+                                      .slot_count = s->id_count,
+                                      .slot_bytes = s->layout.slot_bytes},
+                              .slots = s->list,
+                              .count = s->count,
+                              .plan = plan_experts,
+                              .arg = s,
+                              .pool = p,
+                              .cancel = cancel};
+    return weight_load_run(&load, &s->fill, eb);
+}
+
 moe_err
-expert_store_create(expert_store **out, const checkpoint *c, const expert_layout *layout,
-                    const uint32_t *experts, uint32_t count, pool *p, const _Atomic bool *cancel,
-                    errbuf *eb)
+expert_store_load(expert_store **out, const checkpoint *c, weight_cache cache,
+                  const expert_layout *layout, const uint32_t *experts, uint32_t count, pool *p,
+                  const _Atomic bool *cancel, errbuf *eb)
 {
     *out = NULL;
     const model_config *config = checkpoint_config(c);
@@ -66,54 +89,46 @@ expert_store_create(expert_store **out, const checkpoint *c, const expert_layout
     s->layout = *layout;
     s->num_experts = config->num_experts;
     s->id_count = config->num_layers * config->num_experts;
-    s->count = count;
     s->slot_of = malloc(s->id_count * sizeof *s->slot_of);
-    if (s->slot_of == NULL) {
+    s->list = calloc(count + (size_t)1, sizeof *s->list);
+    if (s->slot_of == NULL || s->list == NULL)
         err = err_set(eb, MOE_ENOMEM, "out of memory");
-        goto fail;
+    else
+        err = index_slots(s, experts, count, eb);
+    if (!err) {
+        s->count = count;
+        err = region_create(&s->slots, layout->slot_bytes * count, p, eb);
+        if (err) err_wrap(eb, err, "%u experts of %zu bytes", count, layout->slot_bytes);
     }
-    err = index_slots(s, experts, count, eb);
-    if (err) goto fail;
-
-    s->mapped_bytes = layout->slot_bytes * count;
-    if (s->mapped_bytes != 0) {
-        void *map =
-            mmap(NULL, s->mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (map == MAP_FAILED) {
-            err = err_set(eb, MOE_ENOMEM, "no memory for %u experts of %zu bytes", count,
-                          layout->slot_bytes);
-            s->mapped_bytes = 0;
-            goto fail;
+    if (!err) {
+        for (uint32_t i = 0; i < count && s->slots.bytes != NULL; i++) {
+            s->list[i] =
+                (packed_slot){.slot = experts[i], .bytes = s->slots.bytes + i * layout->slot_bytes};
         }
-        madvise(map, s->mapped_bytes, MADV_HUGEPAGE);
-        s->slots = map;
-        pack_job job = {.store = s, .checkpoint = c, .experts = experts, .cancel = cancel};
-        pool_run(p, pack_one, &job, count);
-        const uint32_t failed = atomic_load(&job.failed);
-        if (failed != 0) {
-            const uint32_t id = experts[failed - 1];
-            err = err_set(eb, MOE_EINVAL, "layer %u expert %u: a weight is not finite",
-                          id / s->num_experts, id % s->num_experts);
-            goto fail;
-        }
-        if (cancel != NULL && atomic_load(cancel)) {
-            err = err_set(eb, MOE_ECLOSED, "the load was given up: this worker is stopping");
-            goto fail;
-        }
+        err = load_slots(s, c, cache, p, cancel, eb);
     }
-    *out = s;
-    return MOE_OK;
-
-fail:
-    expert_store_free(s);
+    if (err)
+        expert_store_free(s);
+    else
+        *out = s;
     return err;
+}
+
+moe_err
+expert_store_create(expert_store **out, const checkpoint *c, const expert_layout *layout,
+                    const uint32_t *experts, uint32_t count, pool *p, const _Atomic bool *cancel,
+                    errbuf *eb)
+{
+    return expert_store_load(out, c, (weight_cache){0}, layout, experts, count, p, cancel, eb);
 }
 
 void
 expert_store_free(expert_store *s)
 {
     if (s == NULL) return;
-    if (s->slots != NULL) munmap(s->slots, s->mapped_bytes);
+    packed_fill_stop(s->fill);
+    region_free(&s->slots);
+    free(s->list);
     free(s->slot_of);
     free(s);
 }
@@ -124,8 +139,8 @@ expert_store_slot(const expert_store *s, uint32_t layer, uint32_t expert)
     const uint64_t id = (uint64_t)layer * s->num_experts + expert;
     if (expert >= s->num_experts || id >= s->id_count || s->slot_of[id] == SLOT_NONE) return NULL;
     /* An empty tensor-parallel slice has no bytes, but is hosted: any non-NULL address will do. */
-    if (s->slots == NULL) return (const char *)s;
-    return s->slots + (size_t)s->slot_of[id] * s->layout.slot_bytes;
+    if (s->slots.bytes == NULL) return (const char *)s;
+    return s->list[s->slot_of[id]].bytes;
 }
 
 const expert_layout *
@@ -143,5 +158,11 @@ expert_store_count(const expert_store *s)
 uint64_t
 expert_store_bytes(const expert_store *s)
 {
-    return s->mapped_bytes;
+    return s->slots.size;
+}
+
+void
+expert_store_wait_cached(expert_store *s)
+{
+    if (s->fill != NULL) packed_fill_wait(s->fill);
 }

@@ -2,7 +2,8 @@
  *
  * A worker hosts what the router tells it: whole experts (EP), or its slice of every expert (TP).
  * Slots are packed straight from the mapped checkpoint, so that only the hosted experts' bytes are
- * read and no second copy exists.
+ * read and no second copy exists; or they are read, packed, from a cache of an earlier start
+ * (model/weight_load.h).
  *
  * Threads: create in one thread; afterwards immutable and readable from any.
  */
@@ -14,7 +15,7 @@
 #include <stdint.h>
 
 #include "common/pool.h"
-#include "model/pack.h"
+#include "model/weight_load.h"
 
 typedef struct expert_store expert_store;
 
@@ -26,6 +27,12 @@ typedef struct expert_store expert_store;
 moe_err expert_store_create(expert_store **out, const checkpoint *c, const expert_layout *layout,
                             const uint32_t *experts, uint32_t count, pool *p,
                             const _Atomic bool *cancel, errbuf *eb);
+
+/* The same, with a cache of packed weights.  What it lacks is written to it by a thread of the
+ * store, until all of it is there or the store is freed. */
+moe_err expert_store_load(expert_store **out, const checkpoint *c, weight_cache cache,
+                          const expert_layout *layout, const uint32_t *experts, uint32_t count,
+                          pool *p, const _Atomic bool *cancel, errbuf *eb);
 void expert_store_free(expert_store *s); /* accepts NULL */
 
 /* The slot of an expert, 64-byte aligned (expert_layout); NULL if it is not hosted. */
@@ -33,5 +40,8 @@ const char *expert_store_slot(const expert_store *s, uint32_t layer, uint32_t ex
 const expert_layout *expert_store_layout(const expert_store *s);
 uint32_t expert_store_count(const expert_store *s);
 uint64_t expert_store_bytes(const expert_store *s);
+
+/* Until the cache has everything, or the attempt has failed. */
+void expert_store_wait_cached(expert_store *s);
 
 #endif

@@ -1,5 +1,6 @@
 #include "frontend/choice.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define PIECE_BYTES_MAX (8 * TOKENIZER_TOKEN_MAX)
@@ -36,11 +37,8 @@ void
 choice_init(choice *c, const completion_request *request, const completion_prompt *prompt,
             const tokenizer *tok, uint32_t index, uint32_t choice_of_prompt, size_t text_max)
 {
-    *c = (choice){.request = request,
-                  .prompt = prompt,
-                  .tok = tok,
-                  .params = request->params,
-                  .index = index};
+    *c = (choice){.request = request, .prompt = prompt, .tok = tok, .params = request->params};
+    c->head_len = (uint8_t)snprintf(c->head, sizeof c->head, "{\"index\":%u,\"text\":", index);
     c->params.seed = prompt->seed;
     c->params.choice = choice_of_prompt;
     c->params.max_tokens = prompt->max_tokens;
@@ -159,11 +157,15 @@ print_stop_reason(const choice *c, strbuf *out)
         strbuf_puts(out, "null");
 }
 
-void
-choice_take(choice *c, strbuf *out)
+/* What follows the text. */
+static void
+print_rest(const choice *c, strbuf *out)
 {
-    strbuf_printf(out, "{\"index\":%u,\"text\":", c->index);
-    strbuf_json_string(out, strbuf_text(&c->text), c->text.len);
+    static const char usual[] = ",\"logprobs\":null,\"finish_reason\":null,\"stop_reason\":null}";
+    if (c->params.num_logprobs < 0 && c->finish == FINISH_NONE) {
+        strbuf_append(out, usual, sizeof usual - 1);
+        return;
+    }
     strbuf_puts(out, ",\"logprobs\":");
     if (c->params.num_logprobs >= 0)
         logprobs_text_print(&c->logprobs, out);
@@ -177,6 +179,14 @@ choice_take(choice *c, strbuf *out)
     strbuf_puts(out, ",\"stop_reason\":");
     print_stop_reason(c, out);
     strbuf_puts(out, "}");
+}
+
+void
+choice_take(choice *c, strbuf *out)
+{
+    strbuf_append(out, c->head, c->head_len);
+    strbuf_json_string(out, strbuf_text(&c->text), c->text.len);
+    print_rest(c, out);
     strbuf_reset(&c->text);
     logprobs_text_reset(&c->logprobs);
 }

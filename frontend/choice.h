@@ -15,12 +15,15 @@
 #include "frontend/logprobs_text.h"
 #include "frontend/stop_matcher.h"
 
+#define CHOICE_HEAD_BYTES 32
+
 typedef struct choice {
     const completion_request *request; /* borrowed */
     const completion_prompt *prompt;   /* borrowed */
     const tokenizer *tok;              /* borrowed */
     gen_params params;                 /* handed to the engine */
-    uint32_t index;                    /* among the answer's choices */
+    char head[CHOICE_HEAD_BYTES];      /* what each chunk of it begins with */
+    uint8_t head_len;
     detok detok;
     stop_matcher stop;
     strbuf piece;           /* scratch: the text of one token */

@@ -12,6 +12,8 @@
 #include "frontend/choice.h"
 
 #define ID_BYTES 16
+#define DATA "data: " /* what a stream's event begins with */
+#define DATA_LEN (sizeof DATA - 1)
 #define HEAD_BYTES_MAX 4096 /* id, created and the model's name */
 
 /* One sequence. */
@@ -30,7 +32,7 @@ struct completion {
     completion_request request;
     uint64_t arrival_ns;
     uint64_t prompt_tokens;
-    strbuf head; /* the members every chunk and answer begins with */
+    strbuf head; /* what every chunk begins with; an answer too, but for DATA */
 
     pthread_mutex_t lock; /* guards what follows */
     bool dead;            /* aborted or failed: sequences end at their next event */
@@ -65,33 +67,37 @@ print_usage(completion *c, uint64_t completion_tokens, strbuf *out)
 }
 
 static void
-print_head(completion *c, strbuf *out)
+print_head(const completion *c, strbuf *out)
+{
+    strbuf_append(out, strbuf_text(&c->head) + DATA_LEN, c->head.len - DATA_LEN);
+}
+
+static void
+print_chunk_head(const completion *c, strbuf *out)
 {
     strbuf_append(out, strbuf_text(&c->head), c->head.len);
 }
 
+/* Once per token: what does not change is copied in one piece. */
 static void
 write_chunk_locked(completion *c, slot *s)
 {
     strbuf *out = &c->out;
-    strbuf_puts(out, "data: ");
-    print_head(c, out);
-    strbuf_puts(out, ",\"choices\":[");
+    print_chunk_head(c, out);
     choice_take(&s->choice, out);
-    strbuf_puts(out, "]");
     if (c->request.continuous_usage) {
-        strbuf_puts(out, ",\"usage\":");
+        strbuf_puts(out, "],\"usage\":");
         print_usage(c, c->completion_tokens, out);
-    } else if (c->request.include_usage) {
-        strbuf_puts(out, ",\"usage\":null");
+        strbuf_puts(out, "}\n\n");
+    } else {
+        strbuf_puts(out, c->request.include_usage ? "],\"usage\":null}\n\n" : "]}\n\n");
     }
-    strbuf_puts(out, "}\n\n");
 }
 
 static void
 write_done_locked(completion *c)
 {
-    strbuf_puts(&c->out, "data: [DONE]\n\n");
+    strbuf_puts(&c->out, DATA "[DONE]\n\n");
     c->ended = true;
 }
 
@@ -99,9 +105,8 @@ static void
 write_end_locked(completion *c)
 {
     if (c->request.include_usage) {
-        strbuf_puts(&c->out, "data: ");
-        print_head(c, &c->out);
-        strbuf_puts(&c->out, ",\"choices\":[],\"usage\":");
+        print_chunk_head(c, &c->out);
+        strbuf_puts(&c->out, "],\"usage\":");
         print_usage(c, c->completion_tokens, &c->out);
         strbuf_puts(&c->out, "}\n\n");
     }
@@ -114,12 +119,13 @@ print_new_head(completion *c)
     unsigned char random[ID_BYTES];
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) return false;
     strbuf_init(&c->head, HEAD_BYTES_MAX);
-    strbuf_puts(&c->head, "{\"id\":\"cmpl-");
+    strbuf_puts(&c->head, DATA "{\"id\":\"cmpl-");
     for (size_t i = 0; i < sizeof random; i++)
         strbuf_printf(&c->head, "%02x", random[i]);
     strbuf_printf(&c->head, "\",\"object\":\"text_completion\",\"created\":%lld,\"model\":",
                   (long long)time(NULL));
     strbuf_json_string(&c->head, c->env->model, strlen(c->env->model));
+    strbuf_puts(&c->head, ",\"choices\":[");
     return !c->head.failed;
 }
 
@@ -220,7 +226,7 @@ fail_locked(completion *c, int status, const char *message)
     c->dead = true;
     api_error_set(&c->error, status, NULL, "%s", message);
     if (!c->request.stream) return;
-    strbuf_puts(&c->out, "data: ");
+    strbuf_puts(&c->out, DATA);
     api_error_print(&c->error, &c->out);
     strbuf_puts(&c->out, "\n\n");
     write_done_locked(c);
@@ -420,7 +426,6 @@ completion_print(completion *c, strbuf *out, api_error *error)
     if (error->status != 0) return false;
     /* All choices have ended: the engine's thread is done with them. */
     print_head(c, out);
-    strbuf_puts(out, ",\"choices\":[");
     for (uint32_t i = 0; i < c->slot_count; i++) {
         if (i != 0) strbuf_puts(out, ",");
         choice_take(&c->slots[i].choice, out);

@@ -48,16 +48,14 @@ push_byte(detok *d, uint8_t byte, strbuf *out)
 }
 
 static void
-push_piece(detok *d, uint32_t id, strbuf *out)
+push_piece(detok *d, const token *t, strbuf *out)
 {
-    size_t len;
-    const char *text = tokenizer_token_text(d->tok, id, &len);
     if (out == NULL) return;
-    if (d->at_start && d->tok->strip_prefix && d->tok->tokens[id].kind == TOKEN_PIECE &&
-        len >= TOKENIZER_SPACE_LEN && memcmp(text, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN) == 0)
-        tokenizer_append_unescaped(text + TOKENIZER_SPACE_LEN, len - TOKENIZER_SPACE_LEN, out);
-    else
-        tokenizer_token_bytes(d->tok, id, out);
+    const char *text = d->tok->text + t->offset;
+    const bool drops = d->at_start && d->tok->strip_prefix && t->kind == TOKEN_PIECE &&
+                       t->len >= TOKENIZER_SPACE_LEN &&
+                       memcmp(text, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN) == 0;
+    strbuf_append(out, d->tok->shown + t->shown + drops, (size_t)t->shown_len - drops);
 }
 
 static moe_err
@@ -70,7 +68,7 @@ push(detok *d, uint32_t id, strbuf *out)
     } else {
         detok_flush(d, out);
         if (t->kind == TOKEN_SPECIAL && d->skip_special) return MOE_OK; /* still at the start */
-        push_piece(d, id, out);
+        push_piece(d, t, out);
     }
     d->at_start = false;
     return MOE_OK;

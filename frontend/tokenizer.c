@@ -9,223 +9,99 @@
 #include "common/json.h"
 #include "frontend/tokenizer_impl.h"
 #include "frontend/utf8.h"
+#include "frontend/word_merge.h"
 
 /* Design notes.
  *
- * Merging keeps the symbols of a text in a doubly linked list and the candidate merges in a heap of
- * (rank, position) words.  A candidate is checked when it is popped: if the pair that now begins at
- * its position has the same rank, the merge is due; if not, the pair it was made for is gone.
- *
- * No merge of a usual vocabulary joins a word with the space after it, so a text can be merged word
- * by word with the same result (words_independent): the heap stays in the cache.  A text without
- * spaces, or a vocabulary where that does not hold, is one long word: O(n log n). */
-
-/* A symbol is a token, a character the vocabulary lacks (no merge has such an id), or merged away.
- */
-#define UNKNOWN_CHARACTER 0x80000000u
-#define MERGED_AWAY UINT32_MAX
-#define NO_SYMBOL UINT32_MAX
-
-typedef struct symbol {
-    uint32_t id;
-    uint32_t previous;
-    uint32_t next;
-} symbol;
+ * A text is cut into words at every pair of characters that no merge ever joins (joins[][]); words
+ * don't see each other, so that each can be looked up in a cache of words, or merged on its own
+ * (word_merge).  In prose and source code that gives words of a few letters; a text without such
+ * pairs is one word, which takes linear time, too. */
 
 typedef struct encoder {
     const tokenizer *tok;
-    symbol *symbols; /* the word in hand */
-    uint32_t symbol_count;
-    uint32_t symbol_capacity;
-    uint64_t *heap; /* rank << 32 | position */
-    uint32_t heap_count;
-    uint32_t heap_capacity;
-    uint32_t *ids; /* the result */
-    size_t id_count;
-    size_t id_capacity;
-    bool failed; /* out of memory */
+    word_merger merger;
+    id_list out;
 } encoder;
 
 static void
 emit(encoder *e, uint32_t id)
 {
-    if (e->id_count == e->id_capacity) {
-        const size_t capacity = e->id_capacity ? e->id_capacity * 2 : 64;
-        uint32_t *ids = realloc(e->ids, capacity * sizeof ids[0]);
-        if (ids == NULL) {
-            e->failed = true;
-            return;
+    if (id_list_reserve(&e->out, 1)) e->out.ids[e->out.count++] = id;
+}
+
+/* Merge one word; `space`: a U+2581 in front of it. */
+static void
+merge_word(encoder *e, bool space, const char *text, size_t len)
+{
+    const tokenizer *tok = e->tok;
+    word_merger *m = &e->merger;
+    bool added = !space || word_merger_add(m, tok->space_symbol);
+    for (size_t at = 0; at < len && added;) {
+        const unsigned char c = (unsigned char)text[at];
+        if (c < 0x80) {
+            added = word_merger_add(m, tok->ascii_symbols[c]);
+            at++;
+            continue;
         }
-        e->ids = ids;
-        e->id_capacity = capacity;
+        uint32_t code_point = 0;
+        const int n = utf8_decode(text + at, len - at, &code_point);
+        assert(n > 0); /* checked by the caller */
+        added = word_merger_add(m, tokenizer_symbol(tok, text + at, (size_t)n, code_point));
+        at += (size_t)n;
     }
-    e->ids[e->id_count++] = id;
+    e->out.failed |= !added;
+    word_merger_finish(m, &e->out);
 }
 
 static void
-heap_push(encoder *e, uint64_t word)
+encode_word(encoder *e, bool space, const char *text, size_t len)
 {
-    assert(e->heap_count < e->heap_capacity);
-    uint32_t at = e->heap_count++;
-    while (at > 0 && e->heap[(at - 1) / 2] > word) {
-        e->heap[at] = e->heap[(at - 1) / 2];
-        at = (at - 1) / 2;
-    }
-    e->heap[at] = word;
-}
-
-static uint64_t
-heap_pop(encoder *e)
-{
-    const uint64_t top = e->heap[0], last = e->heap[--e->heap_count];
-    uint32_t at = 0;
-    for (;;) {
-        uint32_t child = 2 * at + 1;
-        if (child >= e->heap_count) break;
-        if (child + 1 < e->heap_count && e->heap[child + 1] < e->heap[child]) child++;
-        if (e->heap[child] >= last) break;
-        e->heap[at] = e->heap[child];
-        at = child;
-    }
-    e->heap[at] = last;
-    return top;
-}
-
-/* The merge of the symbol at this position with its right neighbour; NULL if there is none. */
-static const bpe_merge *
-merge_at(const encoder *e, uint32_t at)
-{
-    const symbol *s = &e->symbols[at];
-    if (s->id == MERGED_AWAY || s->next == NO_SYMBOL) return NULL;
-    return tokenizer_find_merge(e->tok, s->id, e->symbols[s->next].id);
-}
-
-static void
-push_candidate(encoder *e, uint32_t at)
-{
-    const bpe_merge *m = merge_at(e, at);
-    if (m != NULL) heap_push(e, (uint64_t)m->rank << 32 | at);
-}
-
-/* Each merge takes one candidate and brings at most two, so that 2n are never exceeded. */
-static bool
-heap_reserve(encoder *e)
-{
-    const uint32_t need = 2 * e->symbol_count;
-    e->heap_count = 0;
-    if (need <= e->heap_capacity) return true;
-    free(e->heap);
-    e->heap = malloc(need * sizeof e->heap[0]);
-    e->heap_capacity = e->heap ? need : 0;
-    e->failed |= e->heap == NULL;
-    return e->heap != NULL;
-}
-
-static void
-merge_word(encoder *e)
-{
-    for (uint32_t i = 0; i + 1 < e->symbol_count; i++) {
-        push_candidate(e, i);
-    }
-    while (e->heap_count > 0) {
-        const uint64_t word = heap_pop(e);
-        const uint32_t at = (uint32_t)word;
-        const bpe_merge *m = merge_at(e, at);
-        if (m == NULL || m->rank != word >> 32) continue;
-        symbol *s = &e->symbols[at], *right = &e->symbols[s->next];
-        s->id = m->id;
-        s->next = right->next;
-        right->id = MERGED_AWAY;
-        if (s->next != NO_SYMBOL) e->symbols[s->next].previous = at;
-        if (s->previous != NO_SYMBOL) push_candidate(e, s->previous);
-        push_candidate(e, at);
-    }
-}
-
-static void
-emit_symbol(encoder *e, uint32_t id)
-{
-    if (id < UNKNOWN_CHARACTER) {
-        emit(e, id);
+    const tokenizer *tok = e->tok;
+    /* Only where a ' ' in a text is U+2581 are both the same key. */
+    const bool cacheable =
+        tok->words != NULL && len + space <= WORD_CACHE_BYTES_MAX && (!space || tok->escape_spaces);
+    if (!cacheable) {
+        merge_word(e, space, text, len);
         return;
     }
-    unsigned char bytes[4];
-    const int n = utf8_encode(id & ~UNKNOWN_CHARACTER, bytes);
-    for (int i = 0; i < n; i++) {
-        emit(e, e->tok->byte_ids[bytes[i]]);
-    }
-}
-
-/* The word in hand is complete: merge it, append its ids, begin the next. */
-static void
-end_word(encoder *e)
-{
-    if (e->failed || e->symbol_count == 0 || !heap_reserve(e)) return;
-    e->symbols[e->symbol_count - 1].next = NO_SYMBOL;
-    merge_word(e);
-    for (uint32_t at = 0; at != NO_SYMBOL; at = e->symbols[at].next) {
-        emit_symbol(e, e->symbols[at].id);
-    }
-    e->symbol_count = 0;
-}
-
-static void
-add_symbol(encoder *e, uint32_t code_point, const char *text, size_t len)
-{
-    if (e->symbol_count == e->symbol_capacity) {
-        const uint32_t capacity = e->symbol_capacity ? e->symbol_capacity * 2 : 64;
-        symbol *symbols = realloc(e->symbols, capacity * sizeof symbols[0]);
-        if (symbols == NULL) {
-            e->failed = true;
-            return;
-        }
-        e->symbols = symbols;
-        e->symbol_capacity = capacity;
-    }
-    uint32_t id = tokenizer_token_id(e->tok, text, len);
-    if (id == TOKENIZER_ID_NONE || e->tok->tokens[id].kind != TOKEN_PIECE)
-        id = UNKNOWN_CHARACTER | code_point;
-    const uint32_t at = e->symbol_count++;
-    e->symbols[at] = (symbol){.id = id, .previous = at ? at - 1 : NO_SYMBOL, .next = at + 1};
+    if (!id_list_reserve(&e->out, WORD_CACHE_IDS_MAX)) return;
+    const word_key key = word_cache_key(space, text, len);
+    const uint32_t found = word_cache_find(tok->words, &key, e->out.ids + e->out.count);
+    e->out.count += found;
+    if (found != 0) return;
+    const size_t before = e->out.count;
+    merge_word(e, space, text, len);
+    if (!e->out.failed)
+        word_cache_put(tok->words, &key, e->out.ids + before, e->out.count - before);
 }
 
 /* A stretch of valid UTF-8 without special tokens to cut out. */
 static void
 encode_stretch(encoder *e, const char *text, size_t len)
 {
-    if (len == 0) return;
-    bool after_space = false;
-    if (e->tok->add_prefix) {
-        add_symbol(e, TOKENIZER_SPACE_CODE, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN);
-        after_space = true;
-    }
-    for (size_t at = 0; at < len && !e->failed;) {
-        uint32_t code_point = 0;
-        const int n = utf8_decode(text + at, len - at, &code_point);
-        assert(n > 0); /* checked by the caller */
-        const char *spelling = text + at;
-        size_t spelling_len = (size_t)n;
-        if (code_point == ' ' && e->tok->escape_spaces) {
-            code_point = TOKENIZER_SPACE_CODE;
-            spelling = TOKENIZER_SPACE;
-            spelling_len = TOKENIZER_SPACE_LEN;
+    const tokenizer *tok = e->tok;
+    bool space = tok->add_prefix;
+    for (size_t at = 0; at < len && !e->out.failed;) {
+        size_t end = at + 1;
+        while (end < len && tok->joins[(unsigned char)text[end - 1]][(unsigned char)text[end]]) {
+            end++;
         }
-        const bool space = code_point == TOKENIZER_SPACE_CODE;
-        if (space && !after_space && e->tok->words_independent) end_word(e);
-        after_space = space;
-        add_symbol(e, code_point, spelling, spelling_len);
-        at += (size_t)n;
+        encode_word(e, space, text + at, end - at);
+        space = false;
+        at = end;
     }
-    end_word(e);
 }
 
 static void
 encode_cutting_special(encoder *e, const char *text, size_t len)
 {
     size_t from = 0, at = 0;
-    while (at < len && !e->failed) {
+    while (at < len && !e->out.failed) {
         uint32_t id = 0;
-        const size_t n = tokenizer_find_cut(e->tok, text + at, len - at, &id);
+        const size_t n = e->tok->cut_first[(unsigned char)text[at]]
+                             ? tokenizer_find_cut(e->tok, text + at, len - at, &id)
+                             : 0;
         if (n == 0) {
             at++;
             continue;
@@ -250,20 +126,22 @@ tokenizer_encode(const tokenizer *tok, const char *text, size_t len, unsigned fl
     const size_t valid = utf8_valid_len(text, len);
     if (valid != len) return err_set(eb, MOE_EINVAL, "the text is not UTF-8 at byte %zu", valid);
 
-    encoder e = {.tok = tok};
+    encoder e;
+    e.tok = tok;
+    e.out = (id_list){0};
+    word_merger_init(&e.merger, tok);
     if ((flags & TOKENIZER_ADD_BOS) && tok->bos_id != TOKENIZER_ID_NONE) emit(&e, tok->bos_id);
     if (flags & TOKENIZER_PARSE_SPECIAL)
         encode_cutting_special(&e, text, len);
     else
         encode_stretch(&e, text, len);
-    free(e.symbols);
-    free(e.heap);
-    if (e.failed) {
-        free(e.ids);
+    word_merger_fini(&e.merger);
+    if (e.out.failed) {
+        free(e.out.ids);
         return err_set(eb, MOE_ENOMEM, "out of memory encoding %zu bytes", len);
     }
-    *ids_out = e.ids;
-    *count = e.id_count;
+    *ids_out = e.out.ids;
+    *count = e.out.count;
     return MOE_OK;
 }
 
@@ -316,14 +194,9 @@ void
 tokenizer_token_bytes(const tokenizer *tok, uint32_t id, strbuf *out)
 {
     if (id >= tok->token_count) return;
-    const token *t = &tok->tokens[id];
-    const char *text = tok->text + t->offset;
-    if (t->kind == TOKEN_BYTE)
-        strbuf_append(out, (const char *)&t->byte, 1);
-    else if (t->kind == TOKEN_PIECE)
-        tokenizer_append_unescaped(text, t->len, out);
-    else
-        strbuf_append(out, text, t->len);
+    size_t len;
+    const char *bytes = tokenizer_shown_bytes(tok, id, &len);
+    strbuf_append(out, bytes, len);
 }
 
 /* A special token's name in tokenizer_config.json: a string, or an object with "content". */

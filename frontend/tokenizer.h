@@ -16,7 +16,8 @@
  * (ACL 2016); the file formats are SentencePiece's (sentencepiece_model.proto) and Hugging Face
  * tokenizers'.
  *
- * Threads: immutable once loaded; every function but load and free may be called from any thread.
+ * Threads: every function but load and free may be called from any thread.  A loaded tokenizer
+ * changes in nothing but its cache of words (1 MiB), which is lock-free.
  */
 #ifndef MOE_FRONTEND_TOKENIZER_H
 #define MOE_FRONTEND_TOKENIZER_H
@@ -28,7 +29,7 @@
 #include "common/err.h"
 #include "common/strbuf.h"
 
-#define TOKENIZER_TEXT_MAX ((size_t)8 << 20)  /* bytes of one text; scratch is about 30x that */
+#define TOKENIZER_TEXT_MAX ((size_t)8 << 20)  /* bytes of one text; scratch: about 10x */
 #define TOKENIZER_FILE_MAX ((size_t)64 << 20) /* bytes of a tokenizer file */
 #define TOKENIZER_VOCAB_MAX (1u << 20)        /* tokens */
 #define TOKENIZER_TOKEN_MAX 512u              /* bytes of one token's spelling */
@@ -78,8 +79,10 @@ bool tokenizer_is_special(const tokenizer *tok, uint32_t id);
 /* Encode len bytes of UTF-8 (NUL characters are ordinary) in about linear time.
  *
  * On MOE_OK *ids_out holds *count ids and is owned by the caller: free().  It may be NULL when
- * *count is 0 (the empty text without bos).  On error *ids_out is NULL and *count is 0. MOE_EINVAL
- * not UTF-8; the text names the byte offset MOE_ERANGE  len > TOKENIZER_TEXT_MAX MOE_ENOMEM  */
+ * *count is 0 (the empty text without bos).  On error *ids_out is NULL and *count is 0.
+ *   MOE_EINVAL  not UTF-8; the text names the byte offset
+ *   MOE_ERANGE  len > TOKENIZER_TEXT_MAX
+ *   MOE_ENOMEM  */
 moe_err tokenizer_encode(const tokenizer *tok, const char *text, size_t len, unsigned flags,
                          uint32_t **ids_out, size_t *count, errbuf *eb);
 

@@ -8,6 +8,7 @@
 
 #include "common/hash.h"
 #include "frontend/utf8.h"
+#include "frontend/word_merge.h"
 
 void
 tokenizer_free(tokenizer *tok)
@@ -17,7 +18,10 @@ tokenizer_free(tokenizer *tok)
     free(tok->text);
     free(tok->by_text);
     free(tok->merges);
+    free(tok->merge_filter);
     free(tok->cut);
+    free(tok->shown);
+    word_cache_free(tok->words);
     free(tok);
 }
 
@@ -50,7 +54,6 @@ tokenizer_build_begin(tokenizer **out, size_t token_count, size_t text_bytes, er
     tok->text = malloc(tok->text_capacity);
     tok->bos_id = TOKENIZER_ID_NONE;
     tok->eos_id = TOKENIZER_ID_NONE;
-    tok->words_independent = true;
     if (tok->tokens == NULL || tok->text == NULL) {
         tokenizer_free(tok);
         return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
@@ -127,7 +130,9 @@ index_cut(tokenizer *tok, errbuf *eb)
     tok->cut = malloc((count + 1) * sizeof tok->cut[0]);
     if (tok->cut == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
     for (uint32_t id = 0; id < tok->token_count; id++) {
-        if (tok->tokens[id].kind >= TOKEN_ADDED) tok->cut[tok->cut_count++] = id;
+        if (tok->tokens[id].kind < TOKEN_ADDED) continue;
+        tok->cut[tok->cut_count++] = id;
+        tok->cut_first[(unsigned char)tok->text[tok->tokens[id].offset]] = true;
     }
     qsort_r(tok->cut, tok->cut_count, sizeof tok->cut[0], compare_text, tok);
     return MOE_OK;
@@ -187,8 +192,11 @@ tokenizer_build_merges(tokenizer *tok, size_t merge_max, errbuf *eb)
     assert(merge_max <= TOKENIZER_FILE_MAX);
     const uint32_t size = table_size((uint32_t)merge_max);
     tok->merges = malloc(size * sizeof tok->merges[0]);
-    if (tok->merges == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    tok->merge_filter = calloc(size, 1); /* 16 bits or more per merge */
+    if (tok->merges == NULL || tok->merge_filter == NULL)
+        return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
     tok->merge_mask = size - 1;
+    tok->merge_filter_mask = 8 * size - 1;
     tok->merge_max = (uint32_t)merge_max;
     for (uint32_t i = 0; i < size; i++) {
         tok->merges[i].id = TOKENIZER_ID_NONE;
@@ -196,34 +204,61 @@ tokenizer_build_merges(tokenizer *tok, size_t merge_max, errbuf *eb)
     return MOE_OK;
 }
 
-static bpe_merge *
-merge_slot(const tokenizer *tok, uint32_t left, uint32_t right)
+static uint64_t
+merge_hash(uint32_t left, uint32_t right)
 {
-    uint32_t at = (uint32_t)hash_mix((uint64_t)left << 32 | right) & tok->merge_mask;
+    const uint64_t h = ((uint64_t)left << 32 | right) * 0x9e3779b97f4a7c15u;
+    return (h ^ h >> 32) * 0xd6e8feb86659fd93u;
+}
+
+static bpe_merge *
+merge_slot(const tokenizer *tok, uint64_t hash, uint32_t left, uint32_t right)
+{
+    uint32_t at = (uint32_t)(hash >> 32) & tok->merge_mask;
     for (;; at = (at + 1) & tok->merge_mask) {
         bpe_merge *m = &tok->merges[at];
         if (m->id == TOKENIZER_ID_NONE || (m->left == left && m->right == right)) return m;
     }
 }
 
+/* The filter takes other bits of the hash than the table, else neighbours there would share a fate
+ * here. */
 const bpe_merge *
 tokenizer_find_merge(const tokenizer *tok, uint32_t left, uint32_t right)
 {
-    const bpe_merge *m = merge_slot(tok, left, right);
+    const uint64_t hash = merge_hash(left, right);
+    const uint32_t bit = (uint32_t)(hash >> 16) & tok->merge_filter_mask;
+    if ((tok->merge_filter[bit / 8] >> bit % 8 & 1) == 0) return NULL;
+    const bpe_merge *m = merge_slot(tok, hash, left, right);
     return m->id == TOKENIZER_ID_NONE ? NULL : m;
 }
 
-/* Is there a space with anything but a space before it? */
+/* A text has U+2581 as such, or as a space. */
 static bool
-has_inner_space(const char *text, size_t len)
+is_space_piece(const char *text, size_t len)
 {
-    for (size_t i = 1; i + TOKENIZER_SPACE_LEN <= len; i++) {
-        if (memcmp(text + i, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN) != 0) continue;
-        if (i < TOKENIZER_SPACE_LEN ||
-            memcmp(text + i - TOKENIZER_SPACE_LEN, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN) != 0)
-            return true;
+    return len == TOKENIZER_SPACE_LEN && memcmp(text, TOKENIZER_SPACE, len) == 0;
+}
+
+/* A merge makes this piece: note that its neighbouring characters may be joined. */
+static void
+note_joins(tokenizer *tok, const char *text, size_t len)
+{
+    uint32_t code_point;
+    size_t left_len = (size_t)utf8_decode(text, len, &code_point);
+    for (size_t at = left_len; at < len;) {
+        const char *left = text + at - left_len, *right = text + at;
+        const size_t right_len = (size_t)utf8_decode(right, len - at, &code_point);
+        const unsigned char a = (unsigned char)right[-1], b = (unsigned char)right[0];
+        const bool left_space = is_space_piece(left, left_len);
+        const bool right_space = is_space_piece(right, right_len);
+        tok->joins[a][b] = true;
+        if (left_space) tok->joins[' '][b] = true;
+        if (right_space) tok->joins[a][' '] = true;
+        if (left_space && right_space) tok->joins[' '][' '] = true;
+        at += right_len;
+        left_len = right_len;
     }
-    return false;
 }
 
 moe_err
@@ -232,15 +267,74 @@ tokenizer_build_merge(tokenizer *tok, uint32_t left, uint32_t right, uint32_t ra
 {
     assert(left < tok->token_count && right < tok->token_count && id < tok->token_count);
     assert(tok->merge_count < tok->merge_max);
-    bpe_merge *m = merge_slot(tok, left, right);
+    const uint64_t hash = merge_hash(left, right);
+    const uint32_t bit = (uint32_t)(hash >> 16) & tok->merge_filter_mask;
+    bpe_merge *m = merge_slot(tok, hash, left, right);
     if (m->id != TOKENIZER_ID_NONE)
         return err_set(eb, MOE_EINVAL, "\"%s\" and \"%s\" are merged twice",
                        tok->text + tok->tokens[left].offset, tok->text + tok->tokens[right].offset);
     *m = (bpe_merge){.left = left, .right = right, .rank = rank, .id = id};
+    tok->merge_filter[bit / 8] |= (uint8_t)(1u << bit % 8);
     tok->merge_count++;
     const token *t = &tok->tokens[id];
-    if (has_inner_space(tok->text + t->offset, t->len)) tok->words_independent = false;
+    note_joins(tok, tok->text + t->offset, t->len);
     return MOE_OK;
+}
+
+uint32_t
+tokenizer_symbol(const tokenizer *tok, const char *text, size_t len, uint32_t code_point)
+{
+    const uint32_t id = tokenizer_token_id(tok, text, len);
+    const bool piece = id != TOKENIZER_ID_NONE && tok->tokens[id].kind == TOKEN_PIECE;
+    return piece ? id : UNKNOWN_CHARACTER | code_point;
+}
+
+static void
+index_symbols(tokenizer *tok)
+{
+    tok->space_symbol =
+        tokenizer_symbol(tok, TOKENIZER_SPACE, TOKENIZER_SPACE_LEN, TOKENIZER_SPACE_CODE);
+    for (uint32_t c = 0; c < 128; c++) {
+        const char text = (char)c;
+        tok->ascii_symbols[c] = tokenizer_symbol(tok, &text, 1, c);
+    }
+    if (tok->escape_spaces) tok->ascii_symbols[' '] = tok->space_symbol;
+    for (size_t left = 0; left < 256; left++) {
+        for (size_t right = 0x80; right < 0xc0; right++) {
+            tok->joins[left][right] = true; /* inside a character */
+        }
+    }
+}
+
+/* What every token stands for inside a text, one after the other. */
+static moe_err
+index_shown(tokenizer *tok, errbuf *eb)
+{
+    strbuf shown;
+    strbuf_init(&shown, tok->text_len);
+    for (uint32_t id = 0; id < tok->token_count; id++) {
+        token *t = &tok->tokens[id];
+        const size_t before = shown.len;
+        if (t->kind == TOKEN_BYTE)
+            strbuf_append(&shown, (const char *)&t->byte, 1);
+        else if (t->kind == TOKEN_PIECE)
+            tokenizer_append_unescaped(tok->text + t->offset, t->len, &shown);
+        else
+            strbuf_append(&shown, tok->text + t->offset, t->len);
+        t->shown = (uint32_t)before;
+        t->shown_len = (uint16_t)(shown.len - before);
+    }
+    tok->shown = shown.text; /* never longer than the spellings: only memory can be short */
+    return shown.failed ? err_set(eb, MOE_ENOMEM, "tokenizer: out of memory") : MOE_OK;
+}
+
+moe_err
+tokenizer_build_finish(tokenizer *tok, errbuf *eb)
+{
+    index_symbols(tok);
+    tok->words = word_cache_create(TOKENIZER_CACHE_WORDS);
+    if (tok->words == NULL) return err_set(eb, MOE_ENOMEM, "tokenizer: out of memory");
+    return index_shown(tok, eb);
 }
 
 static int

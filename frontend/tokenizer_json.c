@@ -306,7 +306,7 @@ build(tokenizer **out, const cJSON *root, errbuf *eb)
     if (err) return err;
     (*out)->bos_id = tokenizer_token_id(*out, "<s>", 3);
     (*out)->eos_id = tokenizer_token_id(*out, "</s>", 4);
-    return MOE_OK;
+    return tokenizer_build_finish(*out, eb);
 }
 
 moe_err

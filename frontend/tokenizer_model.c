@@ -362,7 +362,7 @@ build(tokenizer **out, const model *m, errbuf *eb)
     /* -1 (here 2^64 - 1) says that there is none. */
     if (m->bos_id < tok->token_count) tok->bos_id = (uint32_t)m->bos_id;
     if (m->eos_id < tok->token_count) tok->eos_id = (uint32_t)m->eos_id;
-    return err;
+    return err ? err : tokenizer_build_finish(tok, eb);
 }
 
 moe_err

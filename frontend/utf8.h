@@ -10,6 +10,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* The character that begins at text[0]; n bytes may be read.
  * Returns its length (1 to 4) and sets *code_point; 0 if the n bytes are the beginning of a
@@ -69,6 +70,13 @@ utf8_valid_len(const char *text, size_t len)
 {
     size_t at = 0;
     while (at < len) {
+        uint64_t eight; /* most texts are mostly ASCII */
+        while (len - at >= sizeof eight) {
+            memcpy(&eight, text + at, sizeof eight);
+            if ((eight & 0x8080808080808080u) != 0) break;
+            at += sizeof eight;
+        }
+        if (at == len) break;
         uint32_t code_point;
         const int n = utf8_decode(text + at, len - at, &code_point);
         if (n <= 0) break;

@@ -1,11 +1,15 @@
 #include "model/checkpoint.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/hash.h"
 #include "model/shards.h"
@@ -301,5 +305,51 @@ checkpoint_fingerprint(const checkpoint *c)
         hash = hash_view(hash, &c->views[i]);
     }
     advise(c, MADV_NORMAL);
+    advise(c, MADV_DONTNEED); /* each sample mapped the pages around it as well */
     return hash;
+}
+
+moe_err
+checkpoint_stamp(const checkpoint *c, uint64_t *out, errbuf *eb)
+{
+    uint64_t hash = 0;
+    *out = 0;
+    for (size_t i = 0; i < c->shards.count; i++) {
+        const char *path = c->shards.shards[i].path;
+        struct stat st;
+        if (stat(path, &st) != 0) return err_set(eb, MOE_EIO, "%s: %s", path, strerror(errno));
+        const char *slash = strrchr(path, '/');
+        const char *name = slash ? slash + 1 : path; /* a folder may be moved */
+        hash = hash_bytes(hash, name, strlen(name));
+        hash = hash_combine(hash, (uint64_t)st.st_size);
+        hash = hash_combine(hash, (uint64_t)st.st_mtim.tv_sec);
+        hash = hash_combine(hash, (uint64_t)st.st_mtim.tv_nsec);
+    }
+    *out = hash;
+    return MOE_OK;
+}
+
+/* The bytes of rows [begin, end), in whole pages: those that only touch the range too, or only
+ * those that lie inside it, since a neighbour may still be reading the others. */
+static void
+advise_rows(const tensor_view *t, uint64_t begin, uint64_t end, bool outward, int advice)
+{
+    assert(begin <= end && end <= t->shape[0]);
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), row = t->bytes / t->shape[0];
+    uintptr_t from = (uintptr_t)t->data + begin * row, to = (uintptr_t)t->data + end * row;
+    from = (outward ? from : from + page - 1) / page * page;
+    to = (outward ? to + page - 1 : to) / page * page;
+    if (from < to) (void)madvise((void *)from, to - from, advice);
+}
+
+void
+tensor_will_read(const tensor_view *t, uint64_t begin, uint64_t end)
+{
+    advise_rows(t, begin, end, true, MADV_WILLNEED);
+}
+
+void
+tensor_was_read(const tensor_view *t, uint64_t begin, uint64_t end)
+{
+    advise_rows(t, begin, end, false, MADV_DONTNEED);
 }

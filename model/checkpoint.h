@@ -77,6 +77,19 @@ const tensor_view *checkpoint_tensor(const checkpoint *c, tensor_kind kind, uint
  * registration.  Touches 8 pages a tensor: call it once. */
 uint64_t checkpoint_fingerprint(const checkpoint *c);
 
+/* Changes when a weight file is replaced or written to: the names, sizes and modification times of
+ * all of them.  Together with the fingerprint it says that what was derived from the weights at an
+ * earlier time still holds.
+ *   MOE_EIO  a file is gone  */
+moe_err checkpoint_stamp(const checkpoint *c, uint64_t *out, errbuf *eb);
+
+/* Tell the kernel that rows [begin, end) of a tensor will be read soon, or not again: its file is
+ * read ahead, or its pages leave this process (they stay in the page cache, and come back when they
+ * are touched).  Hints: they never fail.  Only for views of an open checkpoint, since other memory
+ * would lose its contents. */
+void tensor_will_read(const tensor_view *t, uint64_t begin, uint64_t end);
+void tensor_was_read(const tensor_view *t, uint64_t begin, uint64_t end);
+
 /* Parse the header of one safetensors file already in memory, without a config: what the fuzz
  * target calls. Same checks as open(), short of the model's shapes. */
 moe_err safetensors_check(const char *name, const void *bytes, size_t len, errbuf *eb);

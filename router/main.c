@@ -43,7 +43,7 @@ on_signal(int sig)
 
 typedef struct options {
     const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
-        *transport, *log_level;
+        *transport, *packed_cache, *log_level;
     int64_t router_id, workers, max_num_seqs, max_num_batched_tokens, max_model_len, num_kv_blocks,
         micro_batches, threads, worker_timeout_ms;
     bool print_run_id;
@@ -110,6 +110,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
         goto done;
     }
     identity_init(&id, ckpt, &kernels, sizes.expert_dtype, sizes.attn_dtype, sizes.kv_dtype);
+    sizes.packed_cache = (weight_cache){o->packed_cache, id.model.fingerprint};
     err = transformer_create(&tf, ckpt, &kernels, threads, &sizes, eb);
     if (err) goto done;
     const exchange_limits limits = transformer_exchange_limits(tf);
@@ -240,6 +241,8 @@ main(int argc, char **argv)
          "compute threads; 0 = all CPUs"},
         {"worker-timeout-ms", NULL, FLAG_INT, &o.worker_timeout_ms, "5000", 100, 3600000, NULL,
          "ms", "a worker whose heartbeats stop for so long is given up"},
+        {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
+         "folder where packed weights are kept for the next start; empty = none"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
         {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,

@@ -174,7 +174,8 @@ transformer_create(transformer **out, const checkpoint *c, const kernel_table *k
     tf->limits = *config;
     tf->kernels = kernels;
     tf->pool = p;
-    moe_err err = router_weights_load(&tf->weights, c, config->attn_dtype, p, eb);
+    moe_err err =
+        router_weights_load(&tf->weights, c, config->attn_dtype, config->packed_cache, p, eb);
     if (!err) err = allocate(tf, eb);
     const exchange_limits limits = transformer_exchange_limits(tf);
     for (uint32_t m = 0; m < config->micro_batches && !err; m++) {

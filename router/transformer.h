@@ -25,6 +25,7 @@
 #include "exchange/router_end.h"
 #include "kernels/table.h"
 #include "model/checkpoint.h"
+#include "model/weight_load.h"
 
 typedef struct transformer transformer;
 
@@ -36,7 +37,8 @@ typedef struct transformer_config {
     uint32_t seq_max;
     uint32_t max_model_len;
     uint32_t kv_block_count;
-    uint32_t micro_batches; /* 1 .. MICRO_BATCH_MAX */
+    uint32_t micro_batches;    /* 1 .. MICRO_BATCH_MAX */
+    weight_cache packed_cache; /* of attention and head weights; a NULL folder: none */
 } transformer_config;
 
 /* Where the experts are, and how to reach them; fixed during a step. */

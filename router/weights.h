@@ -10,7 +10,8 @@
 #define MOE_ROUTER_WEIGHTS_H
 
 #include "common/pool.h"
-#include "model/pack.h"
+#include "common/region.h"
+#include "model/weight_load.h"
 
 typedef struct layer_weights {
     const float *attn_norm, *ffn_norm; /* [H] */
@@ -27,13 +28,14 @@ typedef struct router_weights {
     const float *final_norm;     /* [H] */
     const void *head;            /* [V, H] */
     const tensor_view *embed;    /* [V, H] as stored */
-    char *memory;                /* one mapping behind all of the above */
-    size_t memory_bytes;
+    region memory;               /* behind all of the above */
+    packed_fill *fill;           /* writes the memory to the cache; or NULL */
 } router_weights;
 
-/*   MOE_ENOMEM, or MOE_EINVAL for a weight that can't be quantized (not finite)  */
-moe_err router_weights_load(router_weights *out, const checkpoint *c, moe_dtype dtype, pool *p,
-                            errbuf *eb);
+/* Pack them with the pool's threads, or read them from the cache (cache.dir may be NULL).
+ *   MOE_ENOMEM, or MOE_EINVAL for a weight that can't be quantized (not finite)  */
+moe_err router_weights_load(router_weights *out, const checkpoint *c, moe_dtype dtype,
+                            weight_cache cache, pool *p, errbuf *eb);
 void router_weights_unload(router_weights *w); /* accepts a zeroed struct */
 
 #endif

@@ -94,10 +94,12 @@ measure_rows(kernels_bench *b, gemm_bench *g, bool silu)
         report_skip(&b->out, test, why);
         return;
     }
-    /* A slow tier works on a part of the matrix. */
+    /* A call need not be a whole matrix: many short measurements say more than one long one. */
     const double call = item * g->tile_chunks * g->row_chunks / pool_size(b->pool);
-    if (call > 4 * ITEM_SECONDS_MAX)
-        g->tile_chunks = 1 + (uint32_t)(g->tile_chunks * ITEM_SECONDS_MAX / call);
+    const double longest = 2e-9 * (double)b->for_ns;
+    uint32_t chunks = (uint32_t)(g->tile_chunks * longest / call) + 1;
+    if (chunks < 4 * pool_size(b->pool)) chunks = 4 * pool_size(b->pool);
+    if (chunks < g->tile_chunks) g->tile_chunks = chunks;
     const double tiles = (double)g->tile_chunks * g->tiles_per_item;
     const kernel_work work = {.run = gemm_call,
                               .arg = g,

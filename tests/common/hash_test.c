@@ -48,3 +48,34 @@ Test(hash, depends_on_every_byte_the_length_and_the_seed_but_not_on_alignment)
             cr_expect_neq(hash_bytes(0, buffer, a), hash_bytes(0, buffer, b));
     }
 }
+
+Test(hash, lanes_depend_on_every_byte_the_length_and_the_seed_but_not_on_alignment)
+{
+    unsigned char buffer[160], copy[176];
+    for (size_t i = 0; i < sizeof buffer; i++)
+        buffer[i] = (unsigned char)hash_mix(i);
+    for (size_t n = 0; n <= sizeof buffer; n++) {
+        const uint64_t want = hash_lanes(1, buffer, n);
+        cr_expect_neq(hash_lanes(2, buffer, n), want);
+        cr_expect_neq(hash_lanes(1, buffer, n ? n - 1 : 1), want);
+        for (size_t shift = 0; shift < 9; shift++) {
+            memcpy(copy + shift, buffer, n);
+            cr_expect_eq(hash_lanes(1, copy + shift, n), want);
+        }
+        for (size_t i = 0; i < n; i++) {
+            buffer[i] ^= 0x80;
+            cr_expect_neq(hash_lanes(1, buffer, n), want, "byte %zu of %zu", i, n);
+            buffer[i] ^= 0x80;
+        }
+    }
+}
+
+/* Zeros are what lost pages are replaced by: their number and place must count. */
+Test(hash, lanes_tell_zeros_by_their_number_and_words_by_their_order)
+{
+    static const unsigned char zeros[256];
+    unsigned char words[128] = {[0] = 1, [64] = 2}, swapped[128] = {[0] = 2, [64] = 1};
+    cr_expect_neq(hash_lanes(0, zeros, 64), hash_lanes(0, zeros, 128));
+    cr_expect_neq(hash_lanes(0, zeros, 128), hash_lanes(0, zeros, 256));
+    cr_expect_neq(hash_lanes(0, words, 128), hash_lanes(0, swapped, 128));
+}

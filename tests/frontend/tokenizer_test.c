@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/hash.h"
+#include "frontend/word_merge.h"
 #include "tests/frontend/tiny_tokenizer.h"
 #include "tests/frontend/tokenizer_golden.h"
 
@@ -88,7 +90,9 @@ Test(tokenizer, merging_word_by_word_equals_merging_the_whole_text)
     for (size_t i = 0; i < set.count; i++) {
         golden_tokenizer *g = &set.items[i];
         const cJSON *item;
-        g->tok->words_independent = false;
+        memset(g->tok->joins, true, sizeof g->tok->joins);
+        word_cache_free(g->tok->words);
+        g->tok->words = NULL;
         cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(root, "cases"))
         {
             const cJSON *want = cJSON_GetObjectItemCaseSensitive(item, g->name);
@@ -97,6 +101,150 @@ Test(tokenizer, merging_word_by_word_equals_merging_the_whole_text)
     }
     golden_free(&set);
     cJSON_Delete(root);
+}
+
+/* The rule as word_merge.h states it, in its plainest form: symbols [n] are merged in place. */
+static size_t
+merge_plainly(const tokenizer *tok, uint32_t *symbols, size_t n)
+{
+    for (;;) {
+        const bpe_merge *best = NULL;
+        size_t at = 0;
+        for (size_t i = 0; i + 1 < n; i++) {
+            const bpe_merge *m = tokenizer_find_merge(tok, symbols[i], symbols[i + 1]);
+            if (m == NULL || (best != NULL && m->rank >= best->rank)) continue;
+            best = m;
+            at = i;
+        }
+        if (best == NULL) return n;
+        symbols[at] = best->id;
+        n--;
+        memmove(symbols + at + 1, symbols + at + 2, (n - at - 1) * sizeof symbols[0]);
+    }
+}
+
+enum { WILD_LETTERS = 3, WILD_TOKENS = 60, WILD_TEXT = 200 };
+
+static uint32_t
+draw(uint64_t *rng, uint32_t below)
+{
+    *rng = hash_mix(*rng);
+    return (uint32_t)(*rng >> 20) % below;
+}
+
+/* A vocabulary like no training makes it: of a few letters and the space, any two tokens may merge
+ * into another in any order of rank, so that what a text becomes at its end can change what it
+ * becomes at its beginning. */
+static tokenizer *
+wild_tokenizer(uint64_t *rng)
+{
+    char texts[WILD_TOKENS][64];
+    strbuf vocab, merges;
+    errbuf eb = {{0}};
+    strbuf_init(&vocab, 1 << 16);
+    strbuf_init(&merges, 1 << 16);
+    uint32_t count = 0, merge_count = 0, pairs[WILD_TOKENS][2];
+    for (; count < WILD_LETTERS; count++)
+        snprintf(texts[count], sizeof texts[0], "%c", 'a' + (int)count);
+    snprintf(texts[count++], sizeof texts[0], TOKENIZER_SPACE);
+    for (int tries = 0; tries < 400 && count < WILD_TOKENS; tries++) {
+        const uint32_t l = draw(rng, count), r = draw(rng, count);
+        char whole[130];
+        snprintf(whole, sizeof whole, "%s%s", texts[l], texts[r]);
+        bool known = strlen(whole) >= sizeof texts[0];
+        for (uint32_t i = 0; i < count; i++)
+            known |= strcmp(texts[i], whole) == 0;
+        if (known) continue;
+        pairs[merge_count][0] = l;
+        pairs[merge_count++][1] = r;
+        memcpy(texts[count++], whole, strlen(whole) + 1);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        strbuf_printf(&vocab, ",\"%s\":%u", texts[i], 259 + i);
+    for (uint32_t i = merge_count; i > 1; i--) { /* the later a token, the longer, but its rank? */
+        const uint32_t other = draw(rng, i), l = pairs[i - 1][0], r = pairs[i - 1][1];
+        memcpy(pairs[i - 1], pairs[other], sizeof pairs[0]);
+        pairs[other][0] = l;
+        pairs[other][1] = r;
+    }
+    for (uint32_t i = 0; i < merge_count; i++)
+        strbuf_printf(&merges, "%s[\"%s\",\"%s\"]", i ? "," : "", texts[pairs[i][0]],
+                      texts[pairs[i][1]]);
+    strbuf json;
+    tokenizer *tok = NULL;
+    strbuf_init(&json, 1 << 20);
+    tiny_write_json(&json,
+                    &(tiny_json){.vocab = strbuf_text(&vocab), .merges = strbuf_text(&merges)});
+    cr_assert_eq(tokenizer_load_json(&tok, json.text, json.len, &eb), MOE_OK, "%s", eb.text);
+    strbuf_fini(&json);
+    strbuf_fini(&vocab);
+    strbuf_fini(&merges);
+    return tok;
+}
+
+Test(tokenizer, windows_of_any_size_give_what_merging_plainly_gives)
+{
+    static const uint32_t windows[] = {WORD_WINDOW_MIN, 7, 16, WORD_WINDOW, 100};
+    uint64_t rng = 1;
+    for (int round = 0; round < 150; round++) {
+        tokenizer *tok = wild_tokenizer(&rng);
+        for (int texts = 0; texts < 20; texts++) {
+            uint32_t want[WILD_TEXT];
+            const uint32_t n = 1 + draw(&rng, WILD_TEXT), kinds = 1 + draw(&rng, WILD_LETTERS);
+            for (uint32_t i = 0; i < n; i++)
+                want[i] = draw(&rng, 20) == 0 ? UNKNOWN_CHARACTER | 'z' : 259 + draw(&rng, kinds);
+            word_merger m;
+            uint32_t symbols[WILD_TEXT];
+            memcpy(symbols, want, sizeof symbols);
+            const size_t want_count = merge_plainly(tok, want, n);
+            for (size_t i = 0; i < want_count; i++)
+                if (want[i] >= UNKNOWN_CHARACTER) want[i] = 'z' + 3;
+            for (size_t w = 0; w < sizeof windows / sizeof windows[0]; w++) {
+                id_list got = {0};
+                word_merger_init(&m, tok);
+                m.window = windows[w];
+                for (uint32_t i = 0; i < n; i++)
+                    cr_assert(word_merger_add(&m, symbols[i]));
+                word_merger_finish(&m, &got);
+                cr_assert_not(got.failed);
+                cr_assert(got.count == want_count &&
+                              memcmp(got.ids, want, want_count * sizeof want[0]) == 0,
+                          "round %d, window %u: %zu ids, want %zu", round, windows[w], got.count,
+                          want_count);
+                word_merger_fini(&m);
+                free(got.ids);
+            }
+        }
+        tokenizer_free(tok);
+    }
+}
+
+Test(tokenizer, words_cut_where_no_merge_joins_and_remembered_give_what_merging_plainly_gives)
+{
+    static const char alphabet[] = "abc  cz";
+    uint64_t rng = 7;
+    for (int round = 0; round < 150; round++) {
+        tokenizer *tok = wild_tokenizer(&rng);
+        for (int texts = 0; texts < 40; texts++) { /* short ones come again, from the cache */
+            char text[WILD_TEXT];
+            uint32_t want[2 * WILD_TEXT];
+            const uint32_t n = 1 + draw(&rng, texts % 2 ? 6 : WILD_TEXT - 1);
+            size_t count = 0, ids = 0;
+            want[count++] = 262; /* the space in front */
+            for (size_t i = 0; i < n; i++) {
+                text[i] = alphabet[draw(&rng, 7)];
+                want[count++] = text[i] == ' '   ? 262
+                                : text[i] == 'z' ? UNKNOWN_CHARACTER | 'z'
+                                                 : 259u + (uint32_t)(text[i] - 'a');
+            }
+            ids = merge_plainly(tok, want, count);
+            for (size_t i = 0; i < ids; i++)
+                if (want[i] >= UNKNOWN_CHARACTER) want[i] = 'z' + 3;
+            cr_assert(encodes_to(tok, text, n, 0, want, ids), "round %d: \"%.*s\"", round, (int)n,
+                      text);
+        }
+        tokenizer_free(tok);
+    }
 }
 
 static char *
@@ -217,7 +365,8 @@ Test(tokenizer, honours_a_merge_across_a_space)
     tokenizer *tok = tiny(
         &(tiny_json){.vocab = VOCAB ",\"a\u2581\":265", .merges = "\"a \u2581\",\"\u2581 a\""});
     const uint32_t want[] = {259, 265, 261};
-    cr_expect_not(tok->words_independent);
+    cr_expect(tok->joins['a'][' ']);
+    cr_expect_not(tok->joins['b'][' ']);
     cr_expect(encodes_to(tok, "a b", 3, 0, want, 3));
     tokenizer_free(tok);
 }

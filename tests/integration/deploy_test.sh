@@ -144,6 +144,25 @@ wait "$front" || status=$?
 [[ $status == 0 ]] || fail "--foreground ended with $status: $(cat "$work/front")"
 expect_nothing_left "$dir"
 
+# --- what one start packed, the next one reads, and answers the same
+answers=()
+for from in checkpoint cache; do
+    try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --dtype int8 --packed-cache "$work/packed"
+    try 0 '"completion_tokens":4' ask
+    answers+=("$(sed 's/.*"text":"\([^"]*\)".*/\1/' <<<"$out")")
+    for name in router-0 worker-0 worker-1; do
+        try 0 "loaded from=$from " "$conclave" logs $name --run-dir "$dir"
+        for ((i = 0; i < 200; i++)); do
+            [[ $from == cache ]] && break
+            if grep -q "packed-cache: filled" "$dir/$name.log"; then break; fi
+            sleep 0.05
+        done
+    done
+    try 0 "stopped" "$conclave" down --run-dir "$dir"
+    expect_nothing_left "$dir"
+done
+[[ ${answers[0]} == "${answers[1]}" ]] || fail "packed weights answer otherwise: ${answers[*]}"
+
 if ((failures)); then
     echo "$failures checks failed"
     exit 1
