@@ -25,6 +25,7 @@ on_signal(int sig)
 typedef struct options {
     const char *model, *run_dir, *dtype, *transport, *packed_cache, *log_level;
     int64_t worker_id, threads;
+    bool profile;
 } options;
 
 static int
@@ -71,7 +72,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     snprintf(part, sizeof part, "w%lld-", (long long)o->worker_id);
     shm_objects_remove(run->id, part); /* of an earlier life that was killed */
     err = worker_end_create(&exchange, run->id, (uint32_t)o->worker_id, incarnation, link_url, eb);
-    if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, eb);
+    if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, o->profile, eb);
     if (!err)
         err = worker_service_create(&service,
                                     &(worker_service_config){.control_url = control_url,
@@ -129,6 +130,8 @@ main(int argc, char **argv)
          "compute threads; 0 = all CPUs"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
+        {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
+         "say in the log, every 5 s and at the end, which share of the time each phase takes"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };

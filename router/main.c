@@ -46,7 +46,7 @@ typedef struct options {
         *transport, *packed_cache, *log_level;
     int64_t router_id, workers, max_num_seqs, max_num_batched_tokens, max_model_len, num_kv_blocks,
         micro_batches, threads, worker_timeout_ms;
-    bool print_run_id;
+    bool profile, print_run_id;
 } options;
 
 static transformer_config
@@ -91,6 +91,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     transformer *tf = NULL;
     router_end *exchange = NULL;
     stepper *step = NULL;
+    phases profile;
+    phases_init(&profile, step_phase_names, STEP_PHASES, o->profile);
     router_service *service = NULL;
     transformer_config sizes = {0};
     identity id;
@@ -110,6 +112,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
         goto done;
     }
     identity_init(&id, ckpt, &kernels, sizes.expert_dtype, sizes.attn_dtype, sizes.kv_dtype);
+    sizes.phases = &profile;
     sizes.packed_cache = (weight_cache){o->packed_cache, id.model.fingerprint};
     err = transformer_create(&tf, ckpt, &kernels, threads, &sizes, eb);
     if (err) goto done;
@@ -149,7 +152,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .max_model_len = sizes.max_model_len,
                                           .kv_block_count = sizes.kv_block_count,
                                           .layer_timeout_ms = LAYER_TIMEOUT_MS,
-                                          .incarnation = incarnation},
+                                          .incarnation = incarnation,
+                                          .phases = &profile},
                         eb);
     if (err) goto done;
     err = router_service_start(&service,
@@ -243,6 +247,8 @@ main(int argc, char **argv)
          "ms", "a worker whose heartbeats stop for so long is given up"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
+        {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
+         "say in the log, every 5 s and at the end, which share of the time each phase takes"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
         {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,

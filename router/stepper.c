@@ -245,18 +245,23 @@ static void
 answer(stepper *s, const queued_step *q)
 {
     const Conclave__StepRequest *r = q->request;
+    phases *ph = s->config.phases;
     errbuf eb = {{0}};
     Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
+    if (ph != NULL) phase_enter(ph, PHASE_PREPARE);
     moe_err err = step_order_check(&s->order, q->client, r, &eb);
     if (!err) {
         err = run_step(s, r, &reply, &eb);
         s->order = (step_order){
             .client = q->client, .life = r->life, .step = r->step, .failed = err != MOE_OK};
     }
+    if (ph != NULL) phase_enter(ph, PHASE_REPLY);
+    const uint64_t sequences = r->n_work;
     if (err)
         rpc_fail_err(q->call, err, &eb);
     else
         rpc_reply(q->call, &reply.base);
+    if (ph != NULL) phases_end_round(ph, "router", sequences);
 }
 
 /* ---- the queue ---- */
@@ -317,6 +322,7 @@ step_main(void *arg)
     for (uint32_t i = 0; i < s->queued; i++) { /* submit() adds no more */
         rpc_fail(s->queue[i].call, RPC_UNAVAILABLE, "%s", stopping_text);
     }
+    if (s->config.phases != NULL) phases_report(s->config.phases, "router");
     return NULL;
 }
 

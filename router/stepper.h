@@ -26,6 +26,7 @@ typedef struct stepper_config {
     uint32_t layer_timeout_ms; /* longest wait for one layer's results; a worker that is dead is
                                   found sooner */
     uint64_t incarnation;      /* of this router */
+    phases *phases;            /* as the transformer's; NULL = none */
 } stepper_config;
 
 typedef struct stepper_stats {
