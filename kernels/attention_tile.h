@@ -6,9 +6,10 @@
  * visible keys: a key outside it is masked to p = 0, and its value is never added (int8: is added
  * 0 times, in integers), so neighbours in a tile leave no trace in a query's bits.
  *
- * Blocks lie anywhere, so a hardware prefetcher loses the stream at each block's end: while a block
- * is computed, the one AHEAD blocks later in the order of the walk (keys of the split, values of
- * the split, keys of the next) is prefetched line by line.
+ * Blocks lie anywhere, so a hardware prefetcher loses the stream at each block's end.  While four
+ * blocks are computed, the four that come AHEAD blocks later in the order of the walk (keys of the
+ * split, values of the split, keys of the next) are prefetched into the second-level cache, a line
+ * of each in turn: one stream at a time leaves a third of the memory's bandwidth unused.
  *
  * Source: register blocking as in any matrix product (Goto and van de Geijn, 2008).
  *
@@ -29,20 +30,20 @@
 #include "kernels/v16_avx2.h"
 #endif
 
-/* TILE_QUERIES queries by SCORE_BLOCKS blocks, or by VALUE_VECTORS vectors of features, are the
- * sums held in registers. */
+/* TILE_QUERIES is the most queries of a group; a group of n holds n times 1..4 vectors of sums in
+ * registers, at most TILE_SUMS. */
 #if defined(__AVX512F__)
 #define TILE_QUERIES 8
-#define SCORE_BLOCKS 2
-#define VALUE_VECTORS 2
+#define TILE_SUMS 16
 #else
 #define TILE_QUERIES 4
-#define SCORE_BLOCKS 1
-#define VALUE_VECTORS 1
+#define TILE_SUMS 4
 #endif
+#define TILE_WIDTH(n) (TILE_SUMS / (n) < 4 ? TILE_SUMS / (n) : 4)
 
 #define SPLIT_BLOCKS (KV_SPLIT_TOKENS / KV_BLOCK_TOKENS)
-#define AHEAD 2
+#define STREAMS 4 /* blocks prefetched side by side */
+#define AHEAD 8
 
 typedef struct query {
     const float *q;
@@ -66,11 +67,12 @@ typedef struct split {
     uint32_t head_dim, d16; /* d16: rounded up to 16 */
     uint32_t begin;         /* its first token's position, a multiple of KV_SPLIT_TOKENS */
     float scale;
-    size_t keys_offset, values_offset;
+    size_t keys_offset, values_offset, values_bytes;
     uint32_t first_block,
         block_count;                 /* those that somebody sees, counted from the split's start */
     const char *heads[SPLIT_BLOCKS]; /* [block_count] this KV head's part of each */
-    const char *stream[2 * SPLIT_BLOCKS + AHEAD]; /* keys and values in the order of the walk */
+    const char
+        *stream[2 * SPLIT_BLOCKS + AHEAD + STREAMS]; /* keys and values in the order of the walk */
 } split;
 
 static uint32_t
@@ -85,10 +87,29 @@ max_u32(uint32_t a, uint32_t b)
     return a > b ? a : b;
 }
 
+/* Prefetch what is due while step `step` of a block is computed, a step of half_lines * 32 bytes.
+ * ahead: the four blocks to fetch; first: where in them this block's share begins. */
 KERNEL_INLINE void
-prefetch(const char *p)
+prefetch_step(const char *const *ahead, size_t first, uint32_t step, uint32_t half_lines)
 {
-    __builtin_prefetch(p, 0, 3);
+    if (half_lines == 1) {
+        if (step % 2 != 0) return;
+        step /= 2;
+        half_lines = 2;
+    }
+    UNROLL for (uint32_t i = 0; i < half_lines / 2; i++)
+    {
+        const uint32_t line = step * (half_lines / 2) + i;
+        __builtin_prefetch(ahead[line % STREAMS] + first + line / STREAMS * 64, 0, 2);
+    }
+}
+
+/* The share of block `block` (of keys, or of values) of `bytes` bytes in the prefetching of its
+ * four. */
+KERNEL_INLINE size_t
+prefetch_first(uint32_t block, size_t bytes)
+{
+    return block % STREAMS * (bytes / STREAMS) / 64 * 64;
 }
 
 /* ---- scores ---- */
@@ -96,22 +117,21 @@ prefetch(const char *p)
 KERNEL_INLINE void
 score_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, int n, int blocks)
 {
-    const char *keys[SCORE_BLOCKS], *ahead[SCORE_BLOCKS];
-    v16 sum[SCORE_BLOCKS * TILE_QUERIES];
-    UNROLL for (int b = 0; b < blocks; b++)
-    {
-        keys[b] = s->heads[block + (uint32_t)b] + s->keys_offset;
-        ahead[b] = s->stream[block + (uint32_t)b + AHEAD];
-    }
+    const char *const *ahead = s->stream + block / STREAMS * STREAMS + AHEAD;
+    const size_t first_ahead = prefetch_first(block, s->values_offset - s->keys_offset);
+    const char *keys[4];
+    v16 sum[TILE_SUMS];
+    UNROLL for (int b = 0; b < blocks; b++) keys[b] =
+        s->heads[block + (uint32_t)b] + s->keys_offset;
     UNROLL for (int j = 0; j < n * blocks; j++) sum[j] = v16_zero();
 
     const float *x = q->packed;
     const uint32_t pairs = s->head_dim / kv_pair(dtype);
     for (uint32_t i = 0; i < pairs; i++) {
-        v16 low[SCORE_BLOCKS], high[SCORE_BLOCKS];
+        v16 low[4], high[4];
+        prefetch_step(ahead, first_ahead, i, 2 * (uint32_t)blocks);
         UNROLL for (int b = 0; b < blocks; b++)
         {
-            prefetch(ahead[b] + (size_t)i * 64);
             const char *at = keys[b] + (size_t)i * 64;
             low[b] = dtype == DTYPE_F32 ? v16_load_raw(at) : v16_bf16_low(v16_load_raw(at));
             if (dtype == DTYPE_BF16) high[b] = v16_bf16_high(v16_load_raw(at));
@@ -152,24 +172,26 @@ score_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, int n, i
 KERNEL_INLINE void
 score_int8(const split *s, query *q, uint32_t block, int n, int blocks)
 {
-    const char *keys[SCORE_BLOCKS], *ahead[SCORE_BLOCKS];
-    w16 sum[SCORE_BLOCKS * TILE_QUERIES];
+    const char *const *ahead = s->stream + block / STREAMS * STREAMS + AHEAD;
+    const size_t first_ahead = prefetch_first(block, s->values_offset - s->keys_offset);
+    const char *keys[4];
+    w16 sum[TILE_SUMS];
     UNROLL for (int b = 0; b < blocks; b++)
     {
         keys[b] = s->heads[block + (uint32_t)b] + s->keys_offset;
-        ahead[b] = s->stream[block + (uint32_t)b + AHEAD];
-        prefetch(ahead[b] - 128); /* the scales, which precede the keys */
-        prefetch(ahead[b] - 64);
+        const char *next = ahead[(block + (uint32_t)b) % STREAMS];
+        __builtin_prefetch(next - 128, 0, 2); /* the scales, which precede the keys */
+        __builtin_prefetch(next - 64, 0, 2);
     }
     UNROLL for (int j = 0; j < n * blocks; j++) sum[j] = w16_zero();
 
     const float *x = q->packed; /* pairs of int16 */
     const uint32_t pairs = (s->head_dim + 1) / 2;
     for (uint32_t i = 0; i < pairs; i++, x += n) {
-        w16 k[SCORE_BLOCKS];
+        w16 k[4];
+        prefetch_step(ahead, first_ahead, i, (uint32_t)blocks);
         UNROLL for (int b = 0; b < blocks; b++)
         {
-            if (i % 2 == 0) prefetch(ahead[b] + (size_t)i * 32);
             k[b] = w16_load_widen(keys[b] + (size_t)i * 32);
         }
         UNROLL for (int j = 0; j < n; j++)
@@ -212,7 +234,7 @@ add_pair(const split *s, moe_dtype dtype, const char *values, const float *p, v1
 {
     const char *row = values + ((size_t)i * s->head_dim + f) * 4;
     p += i * kv_pair(dtype);
-    v16 first[VALUE_VECTORS], second[VALUE_VECTORS];
+    v16 first[4], second[4];
     UNROLL for (int v = 0; v < vectors; v++)
     {
         const v16 raw = lanes == 16 ? v16_load_raw(row + (size_t)v * 64)
@@ -241,23 +263,24 @@ add_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, uint32_t b
            uint32_t f, uint32_t lanes, int n, int vectors)
 {
     const char *values = s->heads[block] + s->values_offset;
-    const char *ahead = s->stream[s->block_count + block + AHEAD];
+    const char *const *ahead = s->stream + s->block_count + block / STREAMS * STREAMS + AHEAD;
+    const size_t first_ahead = prefetch_first(block, s->values_bytes);
     const float *p = q->p + (s->first_block + block) * KV_BLOCK_TOKENS;
-    v16 sum[VALUE_VECTORS * TILE_QUERIES];
+    v16 sum[TILE_SUMS];
     UNROLL for (int j = 0; j < n; j++)
     {
         UNROLL for (int v = 0; v < vectors; v++) sum[j * vectors + v] =
             v16_load(q[j].part + f + 16 * v);
     }
-    const uint32_t pair = kv_pair(dtype);
+    const uint32_t pair = kv_pair(dtype), rows = KV_BLOCK_TOKENS / pair;
     uint32_t t = begin;
     if (t % pair != 0) {
         add_pair(s, dtype, values, p, sum, t / pair, f, lanes, n, vectors, 0, 1);
         t++;
     }
     for (; t + pair <= end; t += pair) {
-        UNROLL for (int v = 0; v < vectors; v++)
-            prefetch(ahead + ((size_t)(t / pair) * s->head_dim + f + 16u * (uint32_t)v) * 4);
+        prefetch_step(ahead, first_ahead, f / (16 * (uint32_t)vectors) * rows + t / pair,
+                      2 * (uint32_t)vectors);
         add_pair(s, dtype, values, p, sum, t / pair, f, lanes, n, vectors, 1, pair == 2);
     }
     if (t < end) add_pair(s, dtype, values, p, sum, t / pair, f, lanes, n, vectors, 1, 0);
@@ -273,9 +296,10 @@ KERNEL_INLINE void
 add_int8(const split *s, query *q, uint32_t block, uint32_t f, uint32_t lanes, int n, int vectors)
 {
     const char *values = s->heads[block] + s->values_offset;
-    const char *ahead = s->stream[s->block_count + block + AHEAD];
+    const char *const *ahead = s->stream + s->block_count + block / STREAMS * STREAMS + AHEAD;
+    const size_t first_ahead = prefetch_first(block, s->values_bytes);
     const float *p = q->p + (s->first_block + block) * (KV_BLOCK_TOKENS / 2); /* int16 */
-    w16 sum[VALUE_VECTORS * TILE_QUERIES];
+    w16 sum[TILE_SUMS];
     UNROLL for (int j = 0; j < n; j++)
     {
         UNROLL for (int v = 0; v < vectors; v++) sum[j * vectors + v] =
@@ -283,8 +307,9 @@ add_int8(const split *s, query *q, uint32_t block, uint32_t f, uint32_t lanes, i
     }
     for (uint32_t i = 0; i < KV_BLOCK_TOKENS / 2; i++) {
         const size_t at = ((size_t)i * s->head_dim + f) * 2;
-        w16 x[VALUE_VECTORS];
-        prefetch(ahead + at);
+        w16 x[4];
+        prefetch_step(ahead, first_ahead, f / (16 * (uint32_t)vectors) * (KV_BLOCK_TOKENS / 2) + i,
+                      (uint32_t)vectors);
         UNROLL for (int v = 0; v < vectors; v++) x[v] =
             lanes == 16 ? w16_load_widen(values + at + (size_t)v * 32)
                         : w16_load_widen_lanes(values + at + (size_t)v * 32, lanes);
@@ -306,12 +331,14 @@ KERNEL_INLINE void
 add_values(const split *s, moe_dtype dtype, query *q, uint32_t block, uint32_t begin, uint32_t end,
            int n)
 {
+    const int vectors = TILE_WIDTH(n);
+    const uint32_t wide = 16 * (uint32_t)vectors;
     uint32_t f = 0;
-    for (; f + 16 * VALUE_VECTORS <= s->head_dim; f += 16 * VALUE_VECTORS) {
+    for (; f + wide <= s->head_dim; f += wide) {
         if (dtype == DTYPE_INT8)
-            add_int8(s, q, block, f, 16, n, VALUE_VECTORS);
+            add_int8(s, q, block, f, 16, n, vectors);
         else
-            add_floats(s, dtype, q, block, begin, end, f, 16, n, VALUE_VECTORS);
+            add_floats(s, dtype, q, block, begin, end, f, 16, n, vectors);
     }
     for (; f < s->head_dim; f += 16) {
         const uint32_t lanes = min_u32(s->head_dim - f, 16);
@@ -433,8 +460,9 @@ walk_group(const split *s, moe_dtype dtype, query *q, int n)
     const uint32_t from = begin[0] / KV_BLOCK_TOKENS;
     const uint32_t to = (end[n - 1] + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
     uint32_t b = from - s->first_block;
-    for (; b + SCORE_BLOCKS <= to - s->first_block; b += SCORE_BLOCKS)
-        score(s, dtype, q, b, n, SCORE_BLOCKS);
+    const int width = TILE_WIDTH(n);
+    for (; b + (uint32_t)width <= to - s->first_block; b += (uint32_t)width)
+        score(s, dtype, q, b, n, width);
     for (; b < to - s->first_block; b++)
         score(s, dtype, q, b, n, 1);
     for (int j = 0; j < n; j++) {
@@ -506,7 +534,7 @@ locate_blocks(const attn_args *a, split *s, uint32_t begin, uint32_t end)
         s->stream[b] = s->heads[b] + s->keys_offset;
         s->stream[count + b] = s->heads[b] + s->values_offset;
     }
-    for (uint32_t b = 0; b < AHEAD; b++) {
+    for (uint32_t b = 0; b < AHEAD + STREAMS; b++) {
         const uint32_t next = from + count + b; /* at the end: something that is cached already */
         s->stream[2 * count + b] =
             next < all ? head_of(a, next, head_bytes) + s->keys_offset : s->stream[2 * count - 1];
@@ -534,6 +562,7 @@ walk(const attn_args *a, query *q, uint32_t count)
         .scale = a->scale,
         .keys_offset = kv_keys_offset(a->kv_dtype),
         .values_offset = kv_values_offset(a->kv_dtype, a->head_dim),
+        .values_bytes = a->head_dim * KV_BLOCK_TOKENS * kv_element_bytes(a->kv_dtype),
     };
     uint32_t i = 0, stop = 0, packed_from = 0, packed_to = 0;
     for (; s.begin < q[count - 1].end; s.begin += KV_SPLIT_TOKENS) {
