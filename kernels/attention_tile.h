@@ -6,10 +6,10 @@
  * visible keys: a key outside it is masked to p = 0, and its value is never added (int8: is added
  * 0 times, in integers), so neighbours in a tile leave no trace in a query's bits.
  *
- * Blocks lie anywhere, so a hardware prefetcher loses the stream at each block's end.  While four
- * blocks are computed, the four that come AHEAD blocks later in the order of the walk (keys of the
- * split, values of the split, keys of the next) are prefetched into the second-level cache, a line
- * of each in turn: one stream at a time leaves a third of the memory's bandwidth unused.
+ * Blocks lie anywhere, so a hardware prefetcher loses the stream at each block's end.  While a
+ * split is computed, the next one is prefetched into the second-level cache, four blocks side by
+ * side, a line of each in turn: one stream at a time leaves a third of the memory's bandwidth
+ * unused.
  *
  * Source: register blocking as in any matrix product (Goto and van de Geijn, 2008).
  *
@@ -43,7 +43,6 @@
 
 #define SPLIT_BLOCKS (KV_SPLIT_TOKENS / KV_BLOCK_TOKENS)
 #define STREAMS 4 /* blocks prefetched side by side */
-#define AHEAD 8
 
 typedef struct query {
     const float *q;
@@ -67,12 +66,11 @@ typedef struct split {
     uint32_t head_dim, d16; /* d16: rounded up to 16 */
     uint32_t begin;         /* its first token's position, a multiple of KV_SPLIT_TOKENS */
     float scale;
-    size_t keys_offset, values_offset, values_bytes;
+    size_t head_bytes, keys_offset, values_offset;
     uint32_t first_block,
         block_count;                 /* those that somebody sees, counted from the split's start */
     const char *heads[SPLIT_BLOCKS]; /* [block_count] this KV head's part of each */
-    const char
-        *stream[2 * SPLIT_BLOCKS + AHEAD + STREAMS]; /* keys and values in the order of the walk */
+    const char *next[SPLIT_BLOCKS];  /* the next split's, or something that is cached */
 } split;
 
 static uint32_t
@@ -87,10 +85,36 @@ max_u32(uint32_t a, uint32_t b)
     return a > b ? a : b;
 }
 
-/* Prefetch what is due while step `step` of a block is computed, a step of half_lines * 32 bytes.
- * ahead: the four blocks to fetch; first: where in them this block's share begins. */
+/* What is to be prefetched while one block's keys, or its values, are computed. */
+typedef struct share {
+    const char *const *blocks; /* [STREAMS], of the next split */
+    size_t offset;             /* in each of them */
+} share;
+
+/* The keys of STREAMS blocks, or their values, are the unit in which half of STREAMS whole blocks
+ * of the next split is fetched; each of the unit's blocks does a part. */
+KERNEL_INLINE share
+share_of(const split *s, uint32_t block, int of_values)
+{
+    const uint32_t unit = ((of_values ? SPLIT_BLOCKS : 0) + block) / STREAMS;
+    const size_t lines = s->head_bytes / 2 / 64;
+    return (share){s->next + unit / 2 * STREAMS,
+                   (unit % 2 * lines + block % STREAMS * (lines / STREAMS)) * 64};
+}
+
+/* What the steps leave out: lines that STREAMS does not divide (the scales of an int8 cache). */
 KERNEL_INLINE void
-prefetch_step(const char *const *ahead, size_t first, uint32_t step, uint32_t half_lines)
+prefetch_rest(const split *s, uint32_t block, int of_values)
+{
+    const share to = share_of(s, block / STREAMS * STREAMS, of_values);
+    const size_t lines = (s->head_bytes + 127) / 2 / 64;
+    for (size_t line = lines / STREAMS * STREAMS; line < lines; line++)
+        __builtin_prefetch(to.blocks[block % STREAMS] + to.offset + line * 64, 0, 2);
+}
+
+/* Prefetch what is due in step `step` of a block, a step of half_lines * 32 bytes. */
+KERNEL_INLINE void
+prefetch_step(share to, uint32_t step, uint32_t half_lines)
 {
     if (half_lines == 1) {
         if (step % 2 != 0) return;
@@ -100,16 +124,21 @@ prefetch_step(const char *const *ahead, size_t first, uint32_t step, uint32_t ha
     UNROLL for (uint32_t i = 0; i < half_lines / 2; i++)
     {
         const uint32_t line = step * (half_lines / 2) + i;
-        __builtin_prefetch(ahead[line % STREAMS] + first + line / STREAMS * 64, 0, 2);
+        __builtin_prefetch(to.blocks[line % STREAMS] + to.offset + line / STREAMS * 64, 0, 2);
     }
 }
 
-/* The share of block `block` (of keys, or of values) of `bytes` bytes in the prefetching of its
- * four. */
-KERNEL_INLINE size_t
-prefetch_first(uint32_t block, size_t bytes)
+/* All of the split at hand, where nobody did it before. */
+static void
+prefetch_split(const split *s)
 {
-    return block % STREAMS * (bytes / STREAMS) / 64 * 64;
+    for (uint32_t b = 0; b < s->block_count; b += STREAMS) {
+        const uint32_t count = min_u32(s->block_count - b, STREAMS);
+        for (size_t i = 0; i < s->head_bytes; i += 64) {
+            for (uint32_t j = 0; j < count; j++)
+                __builtin_prefetch(s->heads[b + j] + i, 0, 2);
+        }
+    }
 }
 
 /* ---- scores ---- */
@@ -117,8 +146,7 @@ prefetch_first(uint32_t block, size_t bytes)
 KERNEL_INLINE void
 score_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, int n, int blocks)
 {
-    const char *const *ahead = s->stream + block / STREAMS * STREAMS + AHEAD;
-    const size_t first_ahead = prefetch_first(block, s->values_offset - s->keys_offset);
+    const share ahead = share_of(s, block, 0);
     const char *keys[4];
     v16 sum[TILE_SUMS];
     UNROLL for (int b = 0; b < blocks; b++) keys[b] =
@@ -129,7 +157,7 @@ score_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, int n, i
     const uint32_t pairs = s->head_dim / kv_pair(dtype);
     for (uint32_t i = 0; i < pairs; i++) {
         v16 low[4], high[4];
-        prefetch_step(ahead, first_ahead, i, 2 * (uint32_t)blocks);
+        prefetch_step(ahead, i, 2 * (uint32_t)blocks);
         UNROLL for (int b = 0; b < blocks; b++)
         {
             const char *at = keys[b] + (size_t)i * 64;
@@ -172,16 +200,12 @@ score_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, int n, i
 KERNEL_INLINE void
 score_int8(const split *s, query *q, uint32_t block, int n, int blocks)
 {
-    const char *const *ahead = s->stream + block / STREAMS * STREAMS + AHEAD;
-    const size_t first_ahead = prefetch_first(block, s->values_offset - s->keys_offset);
+    const share ahead = share_of(s, block, 0);
     const char *keys[4];
     w16 sum[TILE_SUMS];
     UNROLL for (int b = 0; b < blocks; b++)
     {
         keys[b] = s->heads[block + (uint32_t)b] + s->keys_offset;
-        const char *next = ahead[(block + (uint32_t)b) % STREAMS];
-        __builtin_prefetch(next - 128, 0, 2); /* the scales, which precede the keys */
-        __builtin_prefetch(next - 64, 0, 2);
     }
     UNROLL for (int j = 0; j < n * blocks; j++) sum[j] = w16_zero();
 
@@ -189,7 +213,7 @@ score_int8(const split *s, query *q, uint32_t block, int n, int blocks)
     const uint32_t pairs = (s->head_dim + 1) / 2;
     for (uint32_t i = 0; i < pairs; i++, x += n) {
         w16 k[4];
-        prefetch_step(ahead, first_ahead, i, (uint32_t)blocks);
+        prefetch_step(ahead, i, (uint32_t)blocks);
         UNROLL for (int b = 0; b < blocks; b++)
         {
             k[b] = w16_load_widen(keys[b] + (size_t)i * 32);
@@ -263,8 +287,7 @@ add_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, uint32_t b
            uint32_t f, uint32_t lanes, int n, int vectors)
 {
     const char *values = s->heads[block] + s->values_offset;
-    const char *const *ahead = s->stream + s->block_count + block / STREAMS * STREAMS + AHEAD;
-    const size_t first_ahead = prefetch_first(block, s->values_bytes);
+    const share ahead = share_of(s, block, 1);
     const float *p = q->p + (s->first_block + block) * KV_BLOCK_TOKENS;
     v16 sum[TILE_SUMS];
     UNROLL for (int j = 0; j < n; j++)
@@ -279,8 +302,7 @@ add_floats(const split *s, moe_dtype dtype, query *q, uint32_t block, uint32_t b
         t++;
     }
     for (; t + pair <= end; t += pair) {
-        prefetch_step(ahead, first_ahead, f / (16 * (uint32_t)vectors) * rows + t / pair,
-                      2 * (uint32_t)vectors);
+        prefetch_step(ahead, f / (16 * (uint32_t)vectors) * rows + t / pair, 2 * (uint32_t)vectors);
         add_pair(s, dtype, values, p, sum, t / pair, f, lanes, n, vectors, 1, pair == 2);
     }
     if (t < end) add_pair(s, dtype, values, p, sum, t / pair, f, lanes, n, vectors, 1, 0);
@@ -296,8 +318,7 @@ KERNEL_INLINE void
 add_int8(const split *s, query *q, uint32_t block, uint32_t f, uint32_t lanes, int n, int vectors)
 {
     const char *values = s->heads[block] + s->values_offset;
-    const char *const *ahead = s->stream + s->block_count + block / STREAMS * STREAMS + AHEAD;
-    const size_t first_ahead = prefetch_first(block, s->values_bytes);
+    const share ahead = share_of(s, block, 1);
     const float *p = q->p + (s->first_block + block) * (KV_BLOCK_TOKENS / 2); /* int16 */
     w16 sum[TILE_SUMS];
     UNROLL for (int j = 0; j < n; j++)
@@ -308,7 +329,7 @@ add_int8(const split *s, query *q, uint32_t block, uint32_t f, uint32_t lanes, i
     for (uint32_t i = 0; i < KV_BLOCK_TOKENS / 2; i++) {
         const size_t at = ((size_t)i * s->head_dim + f) * 2;
         w16 x[4];
-        prefetch_step(ahead, first_ahead, f / (16 * (uint32_t)vectors) * (KV_BLOCK_TOKENS / 2) + i,
+        prefetch_step(ahead, f / (16 * (uint32_t)vectors) * (KV_BLOCK_TOKENS / 2) + i,
                       (uint32_t)vectors);
         UNROLL for (int v = 0; v < vectors; v++) x[v] =
             lanes == 16 ? w16_load_widen(values + at + (size_t)v * 32)
@@ -465,6 +486,8 @@ walk_group(const split *s, moe_dtype dtype, query *q, int n)
         score(s, dtype, q, b, n, width);
     for (; b < to - s->first_block; b++)
         score(s, dtype, q, b, n, 1);
+    for (b = from - s->first_block; b < to - s->first_block; b++)
+        prefetch_rest(s, b, 0);
     for (int j = 0; j < n; j++) {
         softmax(s, dtype, q + j, from, to);
         memset(q[j].part, 0, s->d16 * sizeof *q[j].part);
@@ -476,6 +499,7 @@ walk_group(const split *s, moe_dtype dtype, query *q, int n)
     for (b = from; b < to; b++) {
         const uint32_t t0 = b * KV_BLOCK_TOKENS, t1 = t0 + KV_BLOCK_TOKENS;
         const uint32_t block = b - s->first_block;
+        prefetch_rest(s, block, 1);
         if (dtype == DTYPE_INT8 || (all_from <= t0 && t1 <= all_to)) {
             add_values(s, dtype, q, block, 0, KV_BLOCK_TOKENS, n);
             continue;
@@ -522,7 +546,6 @@ head_of(const attn_args *a, uint32_t block, size_t head_bytes)
 static void
 locate_blocks(const attn_args *a, split *s, uint32_t begin, uint32_t end)
 {
-    const size_t head_bytes = kv_head_bytes(s->dtype, s->head_dim);
     const uint32_t first = s->begin / KV_BLOCK_TOKENS;
     const uint32_t from = max_u32(begin / KV_BLOCK_TOKENS, first);
     const uint32_t all = (end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
@@ -530,14 +553,11 @@ locate_blocks(const attn_args *a, split *s, uint32_t begin, uint32_t end)
     s->first_block = from - first;
     s->block_count = count;
     for (uint32_t b = 0; b < count; b++) {
-        s->heads[b] = head_of(a, from + b, head_bytes);
-        s->stream[b] = s->heads[b] + s->keys_offset;
-        s->stream[count + b] = s->heads[b] + s->values_offset;
+        s->heads[b] = head_of(a, from + b, s->head_bytes);
     }
-    for (uint32_t b = 0; b < AHEAD + STREAMS; b++) {
-        const uint32_t next = from + count + b; /* at the end: something that is cached already */
-        s->stream[2 * count + b] =
-            next < all ? head_of(a, next, head_bytes) + s->keys_offset : s->stream[2 * count - 1];
+    for (uint32_t b = 0; b < SPLIT_BLOCKS; b++) {
+        const uint32_t block = from + count + b;
+        s->next[b] = block < all ? head_of(a, block, s->head_bytes) : s->heads[0];
     }
 }
 
@@ -562,9 +582,10 @@ walk(const attn_args *a, query *q, uint32_t count)
         .scale = a->scale,
         .keys_offset = kv_keys_offset(a->kv_dtype),
         .values_offset = kv_values_offset(a->kv_dtype, a->head_dim),
-        .values_bytes = a->head_dim * KV_BLOCK_TOKENS * kv_element_bytes(a->kv_dtype),
+        .head_bytes = kv_head_bytes(a->kv_dtype, a->head_dim),
     };
     uint32_t i = 0, stop = 0, packed_from = 0, packed_to = 0;
+    int cold = 1;
     for (; s.begin < q[count - 1].end; s.begin += KV_SPLIT_TOKENS) {
         while (q[i].end <= s.begin)
             i++;
@@ -574,6 +595,8 @@ walk(const attn_args *a, query *q, uint32_t count)
         const int packed = packed_from == i && packed_to == stop;
         packed_from = i, packed_to = stop;
         locate_blocks(a, &s, q[i].first, q[stop - 1].end);
+        if (cold) prefetch_split(&s);
+        cold = 0;
         for (uint32_t j = i, n; j < stop; j += n) {
             n = group_size(stop - j);
             if (!packed) pack_group(&s, q + j, n);
