@@ -67,10 +67,9 @@ typedef struct split {
     uint32_t begin;         /* its first token's position, a multiple of KV_SPLIT_TOKENS */
     float scale;
     size_t head_bytes, keys_offset, values_offset;
-    uint32_t first_block,
-        block_count;                 /* those that somebody sees, counted from the split's start */
-    const char *heads[SPLIT_BLOCKS]; /* [block_count] this KV head's part of each */
-    const char *next[SPLIT_BLOCKS];  /* the next split's, or something that is cached */
+    uint32_t first_block, block_count; /* of those that somebody sees; from the split's start */
+    const char *heads[SPLIT_BLOCKS];   /* [block_count] this KV head's part of each */
+    const char *next[SPLIT_BLOCKS];    /* the next split's, or something that is cached */
 } split;
 
 static uint32_t

@@ -230,12 +230,16 @@ w16_broadcast(const void *p)
     return (w16){_mm256_set1_epi32(pair), _mm256_set1_epi32(pair)};
 }
 
-/* sum + a.low * b.low + a.high * b.high, a and b pairs of int16. */
+/* sum + a.low * b.low + a.high * b.high, a and b pairs of int16.  The empty asm keeps the sum in
+ * its register: else GCC 12 moves every sum to another one in each turn of a loop, and spills. */
 KERNEL_INLINE w16
 w16_madd(w16 sum, w16 a, w16 b)
 {
-    return (w16){_mm256_add_epi32(sum.low, _mm256_madd_epi16(a.low, b.low)),
-                 _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high))};
+    sum.low = _mm256_add_epi32(sum.low, _mm256_madd_epi16(a.low, b.low));
+    __asm__("" : "+x"(sum.low));
+    sum.high = _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high));
+    __asm__("" : "+x"(sum.high));
+    return sum;
 }
 
 KERNEL_INLINE v16

@@ -212,11 +212,14 @@ w16_broadcast(const void *p)
     return _mm512_set1_epi32(pair);
 }
 
-/* sum + a.low * b.low + a.high * b.high, a and b pairs of int16. */
+/* sum + a.low * b.low + a.high * b.high, a and b pairs of int16.  The empty asm keeps the sum in
+ * its register: else GCC 12 moves every sum to another one in each turn of a loop. */
 KERNEL_INLINE w16
 w16_madd(w16 sum, w16 a, w16 b)
 {
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+    __asm__("" : "+v"(sum));
+    return sum;
 }
 
 KERNEL_INLINE v16

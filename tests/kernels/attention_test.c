@@ -332,6 +332,34 @@ Test(attention, tiers_agree_for_every_head_size)
     }
 }
 
+Test(attention, tiers_agree_for_large_heads_over_several_splits)
+{
+    skip_without_tiers();
+    static const uint32_t sizes[] = {96, 128, 256, 1100}; /* 1100: coarser queries, int8 */
+    for (size_t i = 0; i < 3 * sizeof sizes / sizeof sizes[0]; i++) {
+        cr_assert_leq((int64_t)attn_query_max(sizes[i / 3]) * sizes[i / 3] * 127, INT32_MAX);
+        scene c = scene_create((moe_dtype)(i % 3), (shape){1, 4, sizes[i / 3], 0, 17}, 37);
+        expect_tiers_equal(&c, 17);
+        scene_free(&c);
+    }
+    for (moe_dtype dtype = DTYPE_F32; dtype <= DTYPE_INT8; dtype++) {
+        scene c = scene_create(dtype, (shape){2, 4, 32, 0, 1100}, 37);
+        kernel_table ref, k;
+        kernel_table_init(&ref, 0);
+        const size_t at = 1090 * row_floats(&c), count = 10 * row_floats(&c);
+        float *want = floats_alloc(c.s.tokens * row_floats(&c));
+        run_rows(&ref, &c, 1090, 10, want);
+        for (int tier = TIER_AVX2; tier < TIER_COUNT; tier++) {
+            if (!tier_init(&k, tier)) continue;
+            run_rows(&k, &c, 1090, 10, c.out);
+            cr_assert(same_bits(want + at, c.out + at, count), "tier %s %s", k.tier,
+                      dtype_name(dtype));
+        }
+        free(want);
+        scene_free(&c);
+    }
+}
+
 Test(attention, tiers_agree_for_windows)
 {
     skip_without_tiers();
