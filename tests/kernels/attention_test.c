@@ -440,6 +440,28 @@ Test(attention, invisible_places_are_not_used)
     }
 }
 
+/* Row 89 sees keys 60..89, row 90 keys 61..90. */
+Test(attention, what_only_a_neighbour_in_the_call_sees_leaves_no_trace)
+{
+    for (int run = 0; run < 2 * TIER_COUNT; run++) {
+        kernel_table k;
+        if (!tier_init(&k, run / 2)) continue;
+        scene c = scene_create((moe_dtype)(run % 2), (shape){1, 4, 16, 30, 100}, 37);
+        const size_t at = 90 * row_floats(&c), count = row_floats(&c);
+        float *want = floats_alloc(100 * count), infinite[16];
+        for (int i = 0; i < 16; i++)
+            infinite[i] = INFINITY;
+        k.kv_store(c.dtype, c.cache + c.table[60 / 16] * c.stride, 60 % 16, 1, 16,
+                   c.k + (size_t)60 * 16, infinite);
+        run_rows(&k, &c, 90, 1, want);
+        run_rows(&k, &c, 89, 2, c.out);
+        cr_expect(same_bits(want + at, c.out + at, count), "tier %s", k.tier);
+        cr_expect(isfinite(c.out[at]) && !isfinite(c.out[at - count]));
+        free(want);
+        scene_free(&c);
+    }
+}
+
 Test(attention, extreme_scores_stay_finite_and_equal)
 {
     kernel_table ref, k;
