@@ -45,5 +45,8 @@ kernel_table_init(kernel_table *k, unsigned cpu_flags)
     if (!(cpu_flags & CPU_AVX2)) return;
 #if defined(__x86_64__)
     use_avx2(k);
+    if (!(cpu_flags & CPU_AVX512)) return;
+    k->tier = "avx512";
+    k->attention = attention_avx512;
 #endif
 }

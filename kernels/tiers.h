@@ -1,6 +1,7 @@
 /* tiers: every implementation of every kernel; only table.c and tests name them.
  *
- * `_ref` is the definition.  `_avx2` needs AVX2 and FMA and exists on x86-64 only.
+ * `_ref` is the definition.  All others exist on x86-64 only: `_avx2` needs AVX2 and FMA, `_avx512`
+ * F, BW, DQ and VL.
  */
 #ifndef MOE_KERNELS_TIERS_H
 #define MOE_KERNELS_TIERS_H
@@ -28,5 +29,7 @@ rope_fn rope_avx2;
 row_add_fn row_add_avx2;
 combine_fn combine_avx2;
 attention_fn attention_avx2;
+
+attention_fn attention_avx512;
 
 #endif

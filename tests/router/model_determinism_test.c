@@ -28,7 +28,7 @@ base_options(char *dir, size_t size, moe_dtype dtype)
     return (mini_options){.model_dir = dir,
                           .expert_dtype = dtype,
                           .attn_dtype = dtype,
-                          .kv_dtype = dtype == DTYPE_F32 ? DTYPE_F32 : DTYPE_BF16,
+                          .kv_dtype = dtype < DTYPE_INT8 ? dtype : DTYPE_INT8,
                           .max_model_len = 128,
                           .token_max = 256,
                           .cpu_flags = UINT_MAX};
