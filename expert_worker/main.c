@@ -120,7 +120,7 @@ main(int argc, char **argv)
          "folder of this fleet: sockets, logs, shared-memory names"},
         {"worker-id", NULL, FLAG_INT, &o.worker_id, "0", 0, WORKER_MAX - 1, NULL, NULL,
          "rank of this worker, unique in the fleet"},
-        {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, "f32|float32|bf16|bfloat16|int8", NULL,
+        {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, "f32|float32|bf16|bfloat16|int8|int4", NULL,
          "the experts' weights"},
         {"exchange-transport", NULL, FLAG_CHOICE, &o.transport, "ipc", 0, 0, "ipc|tcp", NULL,
          "what nng links of this worker run over"},

@@ -1,5 +1,6 @@
 /* table: which tier is chosen, and the names of number formats. */
 #include <criterion/criterion.h>
+#include <math.h>
 
 #include "tests/kernels/support.h"
 
@@ -39,7 +40,7 @@ Test(table, dtypes_have_names_and_aliases)
     cr_expect_eq(dtype_parse("float32"), DTYPE_F32);
     cr_expect_eq(dtype_parse("float"), DTYPE_F32);
     cr_expect_eq(dtype_parse("bfloat16"), DTYPE_BF16);
-    cr_expect_eq(dtype_parse("int4"), DTYPE_COUNT);
+    cr_expect_eq(dtype_parse("int2"), DTYPE_COUNT);
     cr_expect_eq(dtype_parse(""), DTYPE_COUNT);
 }
 
@@ -52,8 +53,22 @@ Test(table, sizes_are_multiples_of_a_cache_line)
         }
     }
     cr_expect_eq(tile_bytes(DTYPE_INT8, 65), 2 * (64 * 16 + 64));
-    cr_expect_eq(act_row_bytes(DTYPE_INT8, 65), 192);
+    cr_expect_eq(tile_bytes(DTYPE_INT4, 65), 2 * (32 * 16 + 64));
+    cr_expect_eq(act_row_bytes(DTYPE_INT8, 65), 192, "128 + 2 * 4 + 4 * 2, padded");
+    cr_expect_eq(act_row_bytes(DTYPE_INT4, 512), 576, "512 + 8 * 4 + 16 * 2");
     cr_expect_eq(packed_bytes(DTYPE_BF16, 17, 64), 2 * 64 * 16 * 2);
+}
+
+Test(table, halves_widen_exactly)
+{
+    for (uint32_t i = 0; i < 0x7c00; i++) {
+        const int exponent = i >> 10 & 31, fraction = i & 1023;
+        const double want =
+            ldexp(exponent ? 1024 + fraction : fraction, (exponent ? exponent : 1) - 25);
+        cr_assert_eq(half_to_float((uint16_t)i), want);
+        cr_assert_eq(half_to_float((uint16_t)(i | 0x8000)), -want);
+    }
+    cr_expect(isinf(half_to_float(0x7c00)) && isnan(half_to_float(0x7c01)));
 }
 
 Test(table, bfloat16_rounds_to_nearest_even)
