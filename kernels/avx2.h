@@ -16,6 +16,44 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Repeats a statement for r = 0 .. rows - 1 (at most 12), t = 0 .. tiles - 1 (at most 4).  Unlike
+ * an unrolled loop this has constant indices from the start, so that compilers split an array of
+ * sums into registers before anything else: GCC 12 spills most of 24 sums otherwise. */
+#define EACH_STEP(i, name, count, ...)                                                             \
+    {                                                                                              \
+        enum { name = i };                                                                         \
+        if (name < (count)) {                                                                      \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+#define EACH_ROW(r, ...)                                                                           \
+    EACH_STEP(0, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(1, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(2, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(3, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(4, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(5, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(6, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(7, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(8, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(9, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(10, r, rows, __VA_ARGS__)                                                            \
+    EACH_STEP(11, r, rows, __VA_ARGS__)
+#define EACH_TILE_STEP(i, name, count, ...)                                                        \
+    {                                                                                              \
+        enum { name = i };                                                                         \
+        if (name < (count)) {                                                                      \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+#define EACH_TILE(t, ...)                                                                          \
+    EACH_TILE_STEP(0, t, tiles, __VA_ARGS__)                                                       \
+    EACH_TILE_STEP(1, t, tiles, __VA_ARGS__)                                                       \
+    EACH_TILE_STEP(2, t, tiles, __VA_ARGS__)                                                       \
+    EACH_TILE_STEP(3, t, tiles, __VA_ARGS__)
+/* Keeps compilers from holding in registers, across iterations, what a loop updates in memory. */
+#define KEEP_IN_MEMORY __asm__ volatile("" ::: "memory")
+
 /* kernel_expf() in 8 lanes, operation by operation. */
 KERNEL_INLINE __m256
 expf_8(__m256 x)

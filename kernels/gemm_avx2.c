@@ -12,25 +12,19 @@
 #define CHUNK_K 256
 #define CHUNK_GROUPS (CHUNK_K / GROUP_K)
 
-KERNEL_INLINE void
-prefetch_tiles(const gemm_chunk *c, const char *next, int tiles)
-{
-    UNROLL for (int t = 0; t < tiles; t++) _mm_prefetch(next + t * c->tile_bytes, _MM_HINT_T0);
-}
-
 /* Register (r * tiles + t) * 2 and the next hold row r, tile t. */
 KERNEL_INLINE void
-sums_load(const gemm_chunk *c, __m256 *s, int rows, int tiles)
+sums_load(gemm_chunk c, __m256 *s, int rows, int tiles)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < 2 * tiles; t++)
-        s[r * 2 * tiles + t] = _mm256_load_ps(c->acc + r * ACC_STRIDE + 8 * t);
+    EACH_ROW(r, UNROLL for (int t = 0; t < 2 * tiles; t++) s[r * 2 * tiles + t] =
+                    _mm256_load_ps(c.acc + r * ACC_STRIDE + 8 * t);)
 }
 
 KERNEL_INLINE void
-sums_store(const gemm_chunk *c, const __m256 *s, int rows, int tiles)
+sums_store(gemm_chunk c, const __m256 *s, int rows, int tiles)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < 2 * tiles; t++)
-        _mm256_store_ps(c->acc + r * ACC_STRIDE + 8 * t, s[r * 2 * tiles + t]);
+    EACH_ROW(r, UNROLL for (int t = 0; t < 2 * tiles; t++)
+                    _mm256_store_ps(c.acc + r * ACC_STRIDE + 8 * t, s[r * 2 * tiles + t]);)
 }
 
 static void
@@ -41,30 +35,23 @@ stage_float(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *sta
 }
 
 KERNEL_INLINE const float *
-float_row(const gemm_chunk *c, int r)
+float_row(gemm_chunk c, int r)
 {
-    return (const float *)(const void *)(c->a + r * STAGE_STRIDE);
+    return (const float *)(const void *)(c.a + r * STAGE_STRIDE);
 }
 
 KERNEL_INLINE void
-f32_pass(const gemm_chunk *c, int rows, int tiles)
+f32_pass(gemm_chunk c, int rows, int tiles)
 {
-    const char *w = c->w, *next = c->next;
+    const char *w = c.w, *next = c.next;
     __m256 s[SUMS_MAX];
     sums_load(c, s, rows, tiles);
-    for (uint32_t k = 0; k < c->count; k++, w += TILE_N * 4, next += c->next_step) {
-        UNROLL for (int t = 0; t < tiles; t++)
-        {
-            const float *v = (const float *)(const void *)(w + t * c->tile_bytes);
-            const __m256 w0 = _mm256_load_ps(v), w1 = _mm256_load_ps(v + 8);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                const __m256 x = _mm256_broadcast_ss(float_row(c, r) + k);
-                __m256 *p = s + (r * tiles + t) * 2;
-                p[0] = _mm256_fmadd_ps(x, w0, p[0]);
-                p[1] = _mm256_fmadd_ps(x, w1, p[1]);
-            }
-        }
+    for (uint32_t k = 0; k < c.count; k++, w += TILE_N * 4, next += c.next_step) {
+        EACH_TILE(t, const float *v = (const float *)(const void *)(w + t * c.tile_bytes);
+                  const __m256 w0 = _mm256_load_ps(v), w1 = _mm256_load_ps(v + 8);
+                  EACH_ROW(r, const __m256 x = _mm256_broadcast_ss(float_row(c, r) + k);
+                           __m256 *p = s + (r * tiles + t) * 2; p[0] = _mm256_fmadd_ps(x, w0, p[0]);
+                           p[1] = _mm256_fmadd_ps(x, w1, p[1]);))
         prefetch_tiles(c, next, tiles);
     }
     sums_store(c, s, rows, tiles);
@@ -72,36 +59,26 @@ f32_pass(const gemm_chunk *c, int rows, int tiles)
 
 /* A 32-bit lane holds the weights of k (lower half) and k + 1 (upper half). */
 KERNEL_INLINE void
-bf16_pass(const gemm_chunk *c, int rows, int tiles)
+bf16_pass(gemm_chunk c, int rows, int tiles)
 {
     const __m256i upper = _mm256_set1_epi32((int32_t)0xffff0000);
-    const char *w = c->w, *next = c->next;
+    const char *w = c.w, *next = c.next;
     __m256 s[SUMS_MAX];
     sums_load(c, s, rows, tiles);
-    for (uint32_t k = 0; k < c->count; k += 2, w += TILE_N * 4, next += c->next_step) {
-        UNROLL for (int t = 0; t < tiles; t++)
-        {
-            const __m256i *v = (const __m256i *)(const void *)(w + t * c->tile_bytes);
+    for (uint32_t k = 0; k < c.count; k += 2, w += TILE_N * 4, next += c.next_step) {
+        EACH_TILE(
+            t, const __m256i *v = (const __m256i *)(const void *)(w + t * c.tile_bytes);
             const __m256i v0 = _mm256_load_si256(v), v1 = _mm256_load_si256(v + 1);
             const __m256 even0 = _mm256_castsi256_ps(_mm256_slli_epi32(v0, 16));
             const __m256 even1 = _mm256_castsi256_ps(_mm256_slli_epi32(v1, 16));
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                const __m256 x = _mm256_broadcast_ss(float_row(c, r) + k);
-                __m256 *p = s + (r * tiles + t) * 2;
-                p[0] = _mm256_fmadd_ps(x, even0, p[0]);
-                p[1] = _mm256_fmadd_ps(x, even1, p[1]);
-            }
-            const __m256 odd0 = _mm256_castsi256_ps(_mm256_and_si256(v0, upper));
+            EACH_ROW(r, const __m256 x = _mm256_broadcast_ss(float_row(c, r) + k);
+                     __m256 *p = s + (r * tiles + t) * 2; p[0] = _mm256_fmadd_ps(x, even0, p[0]);
+                     p[1] = _mm256_fmadd_ps(x, even1, p[1]);) const __m256 odd0 =
+                _mm256_castsi256_ps(_mm256_and_si256(v0, upper));
             const __m256 odd1 = _mm256_castsi256_ps(_mm256_and_si256(v1, upper));
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                const __m256 x = _mm256_broadcast_ss(float_row(c, r) + k + 1);
-                __m256 *p = s + (r * tiles + t) * 2;
-                p[0] = _mm256_fmadd_ps(x, odd0, p[0]);
-                p[1] = _mm256_fmadd_ps(x, odd1, p[1]);
-            }
-        }
+            EACH_ROW(r, const __m256 x = _mm256_broadcast_ss(float_row(c, r) + k + 1);
+                     __m256 *p = s + (r * tiles + t) * 2; p[0] = _mm256_fmadd_ps(x, odd0, p[0]);
+                     p[1] = _mm256_fmadd_ps(x, odd1, p[1]);))
         prefetch_tiles(c, next, tiles);
     }
     sums_store(c, s, rows, tiles);
@@ -131,9 +108,9 @@ stage_bytes(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *sta
 }
 
 KERNEL_INLINE const staged_row *
-row_at(const gemm_chunk *c, int r)
+row_at(gemm_chunk c, int r)
 {
-    return (const staged_row *)(const void *)(c->a + r * STAGE_STRIDE);
+    return (const staged_row *)(const void *)(c.a + r * STAGE_STRIDE);
 }
 
 KERNEL_INLINE __m256i
@@ -167,41 +144,29 @@ dot4(__m256i sum, __m256i a, __m256i a_abs, __m256i w)
 }
 
 KERNEL_INLINE void
-int8_pass(const gemm_chunk *c, int rows, int tiles)
+int8_pass(gemm_chunk c, int rows, int tiles)
 {
-    const char *w = c->w, *next = c->next;
-    for (uint32_t g = 0; g < c->count / GROUP_K; g++) {
+    const char *w = c.w, *next = c.next;
+    for (uint32_t g = 0; g < c.count / GROUP_K; g++) {
         __m256i s[SUMS_MAX];
         UNROLL for (int i = 0; i < 2 * rows * tiles; i++) s[i] = _mm256_setzero_si256();
-        for (uint32_t step = 0; step < GROUP_K / 4; step++, w += 64, next += c->next_step) {
-            UNROLL for (int t = 0; t < tiles; t++)
-            {
-                const __m256i *v = (const __m256i *)(const void *)(w + t * c->tile_bytes);
-                const __m256i w0 = _mm256_load_si256(v), w1 = _mm256_load_si256(v + 1);
-                UNROLL for (int r = 0; r < rows; r++)
-                {
-                    const __m256i x = broadcast4(row_at(c, r)->q + g * GROUP_K + step * 4);
-                    const __m256i x_abs = _mm256_abs_epi8(x);
-                    __m256i *p = s + (r * tiles + t) * 2;
-                    p[0] = dot4(p[0], x, x_abs, w0);
-                    p[1] = dot4(p[1], x, x_abs, w1);
-                }
-            }
+        for (uint32_t step = 0; step < GROUP_K / 4; step++, w += 64, next += c.next_step) {
+            EACH_TILE(
+                t, const __m256i *v = (const __m256i *)(const void *)(w + t * c.tile_bytes);
+                const __m256i w0 = _mm256_load_si256(v), w1 = _mm256_load_si256(v + 1); EACH_ROW(
+                    r, const __m256i x = broadcast4(row_at(c, r)->q + g * GROUP_K + step * 4);
+                    const __m256i x_abs = _mm256_abs_epi8(x); __m256i *p = s + (r * tiles + t) * 2;
+                    p[0] = dot4(p[0], x, x_abs, w0); p[1] = dot4(p[1], x, x_abs, w1);))
             prefetch_tiles(c, next, tiles);
         }
-        UNROLL for (int t = 0; t < tiles; t++)
-        {
-            const float *w_scale = (const float *)(const void *)(w + t * c->tile_bytes);
-            const __m256 scale0 = _mm256_load_ps(w_scale), scale1 = _mm256_load_ps(w_scale + 8);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                const __m256i *p = s + (r * tiles + t) * 2;
-                group_finish(c->acc + r * ACC_STRIDE + t * TILE_N, p[0], p[1],
-                             row_at(c, r)->scale + g, scale0, scale1);
-            }
-        }
+        EACH_TILE(t, const float *w_scale = (const float *)(const void *)(w + t * c.tile_bytes);
+                  const __m256 scale0 = _mm256_load_ps(w_scale),
+                  scale1 = _mm256_load_ps(w_scale + 8);
+                  EACH_ROW(r, const __m256i *p = s + (r * tiles + t) * 2;
+                           group_finish(c.acc + r * ACC_STRIDE + t * TILE_N, p[0], p[1],
+                                        row_at(c, r)->scale + g, scale0, scale1);))
         prefetch_tiles(c, next, tiles);
-        w += 64, next += c->next_step;
+        w += 64, next += c.next_step;
     }
 }
 
@@ -214,7 +179,7 @@ nibbles4(__m256i sum, __m256i u, __m256i a)
 }
 
 KERNEL_INLINE void
-int4_group(const gemm_chunk *c, const char *w, const char *scales, uint32_t g, float *acc, int rows)
+int4_group(gemm_chunk c, const char *w, const char *scales, uint32_t g, float *acc, int rows)
 {
     const __m256i mask = _mm256_set1_epi8(0xf), ones = _mm256_set1_epi16(1);
     __m256i s[SUMS_MAX];
@@ -223,48 +188,34 @@ int4_group(const gemm_chunk *c, const char *w, const char *scales, uint32_t g, f
         const __m256i *p = (const __m256i *)(const void *)(w + v * 64);
         const __m256i both0 = _mm256_load_si256(p), both1 = _mm256_load_si256(p + 1);
         __m256i u0 = _mm256_and_si256(both0, mask), u1 = _mm256_and_si256(both1, mask);
-        UNROLL for (int r = 0; r < rows; r++)
-        {
-            const __m256i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + v * 4);
-            s[2 * r] = nibbles4(s[2 * r], u0, x);
-            s[2 * r + 1] = nibbles4(s[2 * r + 1], u1, x);
-        }
+        EACH_ROW(r, const __m256i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + v * 4);
+                 s[2 * r] = nibbles4(s[2 * r], u0, x);
+                 s[2 * r + 1] = nibbles4(s[2 * r + 1], u1, x);)
         u0 = _mm256_and_si256(_mm256_srli_epi16(both0, 4), mask);
         u1 = _mm256_and_si256(_mm256_srli_epi16(both1, 4), mask);
-        UNROLL for (int r = 0; r < rows; r++)
-        {
-            const __m256i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + 16 + v * 4);
-            s[2 * r] = nibbles4(s[2 * r], u0, x);
-            s[2 * r + 1] = nibbles4(s[2 * r + 1], u1, x);
-        }
+        EACH_ROW(r, const __m256i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + 16 + v * 4);
+                 s[2 * r] = nibbles4(s[2 * r], u0, x);
+                 s[2 * r + 1] = nibbles4(s[2 * r + 1], u1, x);)
     }
     const uint16_t *half = (const uint16_t *)(const void *)scales;
     const __m256 scale0 = half_widen_8(half), scale1 = half_widen_8(half + 8);
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        const staged_row *row = row_at(c, r);
-        const __m256i start = _mm256_set1_epi32(row->start[g]);
-        group_finish(acc + r * ACC_STRIDE,
-                     _mm256_add_epi32(_mm256_madd_epi16(s[2 * r], ones), start),
-                     _mm256_add_epi32(_mm256_madd_epi16(s[2 * r + 1], ones), start),
-                     row->scale + g / 2, scale0, scale1);
-    }
+    EACH_ROW(r, const staged_row *row = row_at(c, r);
+             const __m256i start = _mm256_set1_epi32(row->start[g]); group_finish(
+                 acc + r * ACC_STRIDE, _mm256_add_epi32(_mm256_madd_epi16(s[2 * r], ones), start),
+                 _mm256_add_epi32(_mm256_madd_epi16(s[2 * r + 1], ones), start), row->scale + g / 2,
+                 scale0, scale1);)
 }
 
 KERNEL_INLINE void
-int4_pass(const gemm_chunk *c, int rows, int tiles)
+int4_pass(gemm_chunk c, int rows, int tiles)
 {
     const size_t block = 576;
-    const char *w = c->w, *next = c->next;
-    for (uint32_t g = 0; g < c->count / GROUP_K; g++, w += block) {
-        UNROLL for (int t = 0; t < tiles; t++)
-        {
-            const char *wt = w + t * c->tile_bytes;
-            float *acc = c->acc + t * TILE_N;
-            int4_group(c, wt, wt + 512, 2 * g, acc, rows);
-            int4_group(c, wt + 256, wt + 512 + 32, 2 * g + 1, acc, rows);
-        }
-        for (int line = 0; line < 9; line++, next += c->next_step)
+    const char *w = c.w, *next = c.next;
+    for (uint32_t g = 0; g < c.count / GROUP_K; g++, w += block) {
+        EACH_TILE(t, const char *wt = w + t * c.tile_bytes; float *acc = c.acc + t * TILE_N;
+                  int4_group(c, wt, wt + 512, 2 * g, acc, rows);
+                  int4_group(c, wt + 256, wt + 512 + 32, 2 * g + 1, acc, rows);)
+        for (int line = 0; line < 9; line++, next += c.next_step)
             prefetch_tiles(c, next, tiles);
     }
 }
@@ -274,16 +225,16 @@ int4_pass(const gemm_chunk *c, int rows, int tiles)
     static void name(const gemm_chunk *c, uint32_t rows, uint32_t tiles)                           \
     {                                                                                              \
         switch (rows * 8 + tiles) {                                                                \
-        case 1 * 8 + 1: body(c, 1, 1); return;                                                     \
-        case 1 * 8 + 2: body(c, 1, 2); return;                                                     \
-        case 1 * 8 + 4: body(c, 1, 4); return;                                                     \
-        case 2 * 8 + 1: body(c, 2, 1); return;                                                     \
-        case 2 * 8 + 2: body(c, 2, 2); return;                                                     \
-        case 3 * 8 + 1: body(c, 3, 1); return;                                                     \
-        case 3 * 8 + 2: body(c, 3, 2); return;                                                     \
-        case 4 * 8 + 1: body(c, 4, 1); return;                                                     \
-        case 5 * 8 + 1: body(c, 5, 1); return;                                                     \
-        case 6 * 8 + 1: body(c, 6, 1); return;                                                     \
+        case 1 * 8 + 1: body(*c, 1, 1); return;                                                    \
+        case 1 * 8 + 2: body(*c, 1, 2); return;                                                    \
+        case 1 * 8 + 4: body(*c, 1, 4); return;                                                    \
+        case 2 * 8 + 1: body(*c, 2, 1); return;                                                    \
+        case 2 * 8 + 2: body(*c, 2, 2); return;                                                    \
+        case 3 * 8 + 1: body(*c, 3, 1); return;                                                    \
+        case 3 * 8 + 2: body(*c, 3, 2); return;                                                    \
+        case 4 * 8 + 1: body(*c, 4, 1); return;                                                    \
+        case 5 * 8 + 1: body(*c, 5, 1); return;                                                    \
+        case 6 * 8 + 1: body(*c, 6, 1); return;                                                    \
         default: assert(0 && "no such shape");                                                     \
         }                                                                                          \
     }

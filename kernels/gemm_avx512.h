@@ -17,15 +17,15 @@
 
 /* The combinations of rows and tiles that a pass may have, each with its own inlined body. */
 #define CASE_4_TILES(body, rows)                                                                   \
-    case (rows)*8 + 1: body(c, rows, 1); return;                                                   \
-    case (rows)*8 + 2: body(c, rows, 2); return;                                                   \
+    case (rows)*8 + 1: body(*c, rows, 1); return;                                                  \
+    case (rows)*8 + 2: body(*c, rows, 2); return;                                                  \
     case (rows)*8 + 4:                                                                             \
-        body(c, rows, 4);                                                                          \
+        body(*c, rows, 4);                                                                         \
         return
 #define CASE_2_TILES(body, rows)                                                                   \
-    case (rows)*8 + 1: body(c, rows, 1); return;                                                   \
+    case (rows)*8 + 1: body(*c, rows, 1); return;                                                  \
     case (rows)*8 + 2:                                                                             \
-        body(c, rows, 2);                                                                          \
+        body(*c, rows, 2);                                                                         \
         return
 #define DEFINE_PASS_AVX512(name, body)                                                             \
     static void name(const gemm_chunk *c, uint32_t rows, uint32_t tiles)                           \
@@ -47,25 +47,19 @@
         }                                                                                          \
     }
 
-KERNEL_INLINE void
-prefetch_tiles(const gemm_chunk *c, const char *next, int tiles)
-{
-    UNROLL for (int t = 0; t < tiles; t++) _mm_prefetch(next + t * c->tile_bytes, _MM_HINT_T0);
-}
-
 /* Register r * tiles + t holds row r, tile t. */
 KERNEL_INLINE void
-sums_load(const gemm_chunk *c, __m512 *s, int rows, int tiles)
+sums_load(gemm_chunk c, __m512 *s, int rows, int tiles)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tiles; t++) s[r * tiles + t] =
-        _mm512_load_ps(c->acc + r * ACC_STRIDE + t * TILE_N);
+    EACH_ROW(r,
+             EACH_TILE(t, s[r * tiles + t] = _mm512_load_ps(c.acc + r * ACC_STRIDE + t * TILE_N);))
 }
 
 KERNEL_INLINE void
-sums_store(const gemm_chunk *c, const __m512 *s, int rows, int tiles)
+sums_store(gemm_chunk c, const __m512 *s, int rows, int tiles)
 {
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tiles; t++)
-        _mm512_store_ps(c->acc + r * ACC_STRIDE + t * TILE_N, s[r * tiles + t]);
+    EACH_ROW(r,
+             EACH_TILE(t, _mm512_store_ps(c.acc + r * ACC_STRIDE + t * TILE_N, s[r * tiles + t]);))
 }
 
 static inline void

@@ -50,9 +50,9 @@ stage_int4(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *stag
 }
 
 KERNEL_INLINE const staged_row *
-row_at(const gemm_chunk *c, int r)
+row_at(gemm_chunk c, int r)
 {
-    return (const staged_row *)(const void *)(c->a + r * STAGE_STRIDE);
+    return (const staged_row *)(const void *)(c.a + r * STAGE_STRIDE);
 }
 
 KERNEL_INLINE __m512i
@@ -63,104 +63,85 @@ broadcast4(const int8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-KERNEL_INLINE void
-sums_start(const gemm_chunk *c, __m512i *s, uint32_t start, int rows, int tiles)
+/* _mm512_dpbusd_epi32, in place: compilers copy the sum around the intrinsic. */
+KERNEL_INLINE __m512i
+dot4(__m512i sum, __m512i u, __m512i x)
 {
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        const __m512i v = _mm512_set1_epi32(row_at(c, r)->start[start]);
-        UNROLL for (int t = 0; t < tiles; t++) s[r * tiles + t] = v;
-    }
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(x));
+    return sum;
+}
+
+KERNEL_INLINE void
+sums_start(gemm_chunk c, __m512i *s, uint32_t start, int rows, int tiles)
+{
+    EACH_ROW(r, const __m512i v = _mm512_set1_epi32(row_at(c, r)->start[start]);
+             EACH_TILE(t, s[r * tiles + t] = v;))
 }
 
 /* acc = fma((float)s, a_scale * w_scale, acc) */
 KERNEL_INLINE void
-sums_finish(const gemm_chunk *c, const __m512i *s, uint32_t g, const __m512 *w_scale, int rows,
-            int tiles)
+sums_finish(gemm_chunk c, const __m512i *s, uint32_t g, const __m512 *w_scale, int rows, int tiles)
 {
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        const __m512 a_scale = _mm512_set1_ps(row_at(c, r)->scale[g]);
-        UNROLL for (int t = 0; t < tiles; t++)
-        {
-            float *acc = c->acc + r * ACC_STRIDE + t * TILE_N;
-            const __m512 v = _mm512_cvtepi32_ps(s[r * tiles + t]);
-            const __m512 scale = _mm512_mul_ps(a_scale, w_scale[t]);
-            _mm512_store_ps(acc, _mm512_fmadd_ps(v, scale, _mm512_load_ps(acc)));
-        }
-    }
+    EACH_ROW(r, const __m512 a_scale = _mm512_set1_ps(row_at(c, r)->scale[g]);
+             EACH_TILE(t, float *acc = c.acc + r * ACC_STRIDE + t * TILE_N;
+                       const __m512 v = _mm512_cvtepi32_ps(s[r * tiles + t]);
+                       const __m512 scale = _mm512_mul_ps(a_scale, w_scale[t]);
+                       _mm512_store_ps(acc, _mm512_fmadd_ps(v, scale, _mm512_load_ps(acc)));))
 }
 
 KERNEL_INLINE void
-int8_pass(const gemm_chunk *c, int rows, int tiles)
+int8_pass(gemm_chunk c, int rows, int tiles)
 {
     const __m512i flip = _mm512_set1_epi8(-128);
-    const char *w = c->w, *next = c->next;
-    for (uint32_t g = 0; g < c->count / GROUP_K; g++) {
+    const char *w = c.w, *next = c.next;
+    for (uint32_t g = 0; g < c.count / GROUP_K; g++) {
+        KEEP_IN_MEMORY;
         __m512i s[SUMS_MAX];
         sums_start(c, s, g, rows, tiles);
-        for (uint32_t step = 0; step < GROUP_K / 4; step++, w += 64, next += c->next_step) {
+        for (uint32_t step = 0; step < GROUP_K / 4; step++, w += 64, next += c.next_step) {
             __m512i u[4];
-            UNROLL for (int t = 0; t < tiles; t++) u[t] =
-                _mm512_xor_si512(_mm512_load_si512(w + t * c->tile_bytes), flip);
+            EACH_TILE(t, u[t] = _mm512_xor_si512(_mm512_load_si512(w + t * c.tile_bytes), flip);)
             prefetch_tiles(c, next, tiles);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                const __m512i x = broadcast4(row_at(c, r)->q + g * GROUP_K + step * 4);
-                UNROLL for (int t = 0; t < tiles; t++) s[r * tiles + t] =
-                    _mm512_dpbusd_epi32(s[r * tiles + t], u[t], x);
-            }
+            EACH_ROW(r, const __m512i x = broadcast4(row_at(c, r)->q + g * GROUP_K + step * 4);
+                     EACH_TILE(t, s[r * tiles + t] = dot4(s[r * tiles + t], u[t], x);))
         }
         __m512 w_scale[4];
-        UNROLL for (int t = 0; t < tiles; t++) w_scale[t] = _mm512_load_ps(w + t * c->tile_bytes);
+        EACH_TILE(t, w_scale[t] = _mm512_load_ps(w + t * c.tile_bytes);)
         prefetch_tiles(c, next, tiles);
         sums_finish(c, s, g, w_scale, rows, tiles);
-        w += 64, next += c->next_step;
+        w += 64, next += c.next_step;
     }
 }
 
 KERNEL_INLINE void
-int4_pass(const gemm_chunk *c, int rows, int tiles)
+int4_pass(gemm_chunk c, int rows, int tiles)
 {
     const __m512i mask = _mm512_set1_epi8(0xf);
-    const char *w = c->w, *next = c->next;
-    for (uint32_t g = 0; g < c->count / GROUP_INT4; g++) {
+    const char *w = c.w, *next = c.next;
+    for (uint32_t g = 0; g < c.count / GROUP_INT4; g++) {
+        KEEP_IN_MEMORY;
         const char *scales = w + (g % 2 ? 256 : 512) + g % 2 * 32;
         __m512i s[SUMS_MAX];
         sums_start(c, s, g, rows, tiles);
-        for (uint32_t v = 0; v < GROUP_INT4 / 8; v++, w += 64, next += c->next_step) {
+        for (uint32_t v = 0; v < GROUP_INT4 / 8; v++, w += 64, next += c.next_step) {
             __m512i both[4], u[4];
-            UNROLL for (int t = 0; t < tiles; t++)
-            {
-                both[t] = _mm512_load_si512(w + t * c->tile_bytes);
-                u[t] = _mm512_and_si512(both[t], mask);
-            }
+            EACH_TILE(t, both[t] = _mm512_load_si512(w + t * c.tile_bytes);
+                      u[t] = _mm512_and_si512(both[t], mask);)
             prefetch_tiles(c, next, tiles);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                const __m512i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + v * 4);
-                UNROLL for (int t = 0; t < tiles; t++) s[r * tiles + t] =
-                    _mm512_dpbusd_epi32(s[r * tiles + t], u[t], x);
-            }
-            UNROLL for (int t = 0; t < tiles; t++) u[t] =
-                _mm512_and_si512(_mm512_srli_epi16(both[t], 4), mask);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                const __m512i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + 16 + v * 4);
-                UNROLL for (int t = 0; t < tiles; t++) s[r * tiles + t] =
-                    _mm512_dpbusd_epi32(s[r * tiles + t], u[t], x);
-            }
+            EACH_ROW(r, const __m512i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + v * 4);
+                     EACH_TILE(t, s[r * tiles + t] = dot4(s[r * tiles + t], u[t], x);))
+            EACH_TILE(t, u[t] = _mm512_and_si512(_mm512_srli_epi16(both[t], 4), mask);)
+            EACH_ROW(r, const __m512i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + 16 + v * 4);
+                     EACH_TILE(t, s[r * tiles + t] = dot4(s[r * tiles + t], u[t], x);))
         }
         __m512 w_scale[4];
-        UNROLL for (int t = 0; t < tiles; t++)
-        {
-            const char *half = scales + t * c->tile_bytes;
-            w_scale[t] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)half));
-        }
+        EACH_TILE(t, const char *half = scales + t * c.tile_bytes;
+                  w_scale[t] =
+                      _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)half));)
         sums_finish(c, s, g / 2, w_scale, rows, tiles);
         if (g % 2) {
             prefetch_tiles(c, next, tiles);
-            w += 64, next += c->next_step;
+            w += 64, next += c.next_step;
         }
     }
 }

@@ -3,6 +3,10 @@
 #include <assert.h>
 #include <string.h>
 
+/* How far before a single pass weights are prefetched, over all tiles at hand: what memory delivers
+ * during its own latency, and not so much that it pushes the lines at hand out of the L1 cache. */
+#define AHEAD_BYTES 4096
+
 /* One block of rows against one bundle of tiles. */
 typedef struct block {
     const gemm_kernel *kernel;
@@ -33,7 +37,7 @@ tiles_beside(const gemm_kernel *kernel, uint32_t rows, uint32_t tiles)
 }
 
 /* All rows of the block times `tiles` tiles, over one chunk; the rows are spread evenly over as few
- * passes as will do (8 rows where 6 fit: 4 + 4). */
+ * passes as will do (8 rows where 6 fit: 4 + 4), and so is the prefetching of the next chunk. */
 static void
 run_passes(const block *b, gemm_chunk c, uint32_t tiles)
 {
@@ -53,41 +57,81 @@ run_passes(const block *b, gemm_chunk c, uint32_t tiles)
 }
 
 static void
-run_chunk(block *b, uint32_t k, uint32_t count)
+stage_rows(block *b, uint32_t k, uint32_t count)
 {
-    const size_t group_bytes = tile_bytes(b->kernel->dtype, GROUP_K);
-    const size_t at = k / GROUP_K * group_bytes, bytes = count / GROUP_K * group_bytes;
     for (uint32_t r = 0; r < b->rows; r++)
         b->kernel->stage(b->a[r], b->k64, k, count, b->staged + (size_t)r * STAGE_STRIDE);
+}
 
-    const bool last = k + count == b->k64;
-    for (uint32_t t = 0, tiles; t < b->tiles; t += tiles) {
-        tiles = tiles_beside(b->kernel, b->rows, b->tiles - t);
-        const char *w = b->w + t * b->tile_bytes + at;
-        /* Next: the bundle's further tiles, else its first ones further along K, else the bundle
-         * that follows. */
-        const char *next = t + tiles < b->tiles ? w + tiles * b->tile_bytes
-                           : !last              ? b->w + at + bytes
-                                                : b->w + b->tiles * b->tile_bytes;
-        run_passes(b,
-                   (gemm_chunk){.w = w,
-                                .tile_bytes = b->tile_bytes,
-                                .count = count,
-                                .next = next < b->w_end ? next : w,
-                                .a = b->staged,
-                                .acc = b->acc + t * TILE_N},
-                   tiles);
+static size_t
+offset_of(const block *b, uint32_t k)
+{
+    return tile_bytes(b->kernel->dtype, k);
+}
+
+/* Many rows: several passes over each chunk of each few tiles.  While one is at work, the next
+ * comes: the bundle's further tiles, else its first ones further along K, else the next bundle. */
+static void
+run_many(block *b)
+{
+    const uint32_t step = b->kernel->chunk_k;
+    for (uint32_t k = 0, count; k < b->k64; k += count) {
+        count = min_u32(step, b->k64 - k);
+        stage_rows(b, k, count);
+        for (uint32_t t = 0, tiles; t < b->tiles; t += tiles) {
+            tiles = tiles_beside(b->kernel, b->rows, b->tiles - t);
+            const char *w = b->w + t * b->tile_bytes + offset_of(b, k);
+            const char *next = w + tiles * b->tile_bytes;
+            if (t + tiles == b->tiles)
+                next = k + count < b->k64 ? b->w + offset_of(b, k + count)
+                                          : b->w + b->tiles * b->tile_bytes;
+            const gemm_chunk c = {.w = w,
+                                  .tile_bytes = b->tile_bytes,
+                                  .count = count,
+                                  .next = next < b->w_end ? next : w,
+                                  .a = b->staged,
+                                  .acc = b->acc + t * TILE_N};
+            run_passes(b, c, tiles);
+        }
+    }
+}
+
+/* Few rows: one pass over the bundle's tiles from end to end, always AHEAD_BYTES before it;
+ * the last of them are followed by the next bundle's first. */
+static void
+run_once(block *b)
+{
+    const size_t ahead = AHEAD_BYTES / b->tiles / 64 * 64;
+    const size_t group_bytes = tile_bytes(b->kernel->dtype, GROUP_K);
+    const uint32_t tail_k = (uint32_t)((ahead + group_bytes - 1) / group_bytes) * GROUP_K;
+    const uint32_t turn = b->k64 > tail_k ? b->k64 - tail_k : 0;
+    for (uint32_t k = 0, count; k < b->k64; k += count) {
+        count = min_u32(b->kernel->chunk_k, (k < turn ? turn : b->k64) - k);
+        stage_rows(b, k, count);
+        const char *w = b->w + offset_of(b, k);
+        const char *next = k < turn
+                               ? w + ahead
+                               : b->w + b->tiles * b->tile_bytes + (w - b->w) - offset_of(b, turn);
+        gemm_chunk c = {.w = w,
+                        .tile_bytes = b->tile_bytes,
+                        .count = count,
+                        .next = next < b->w_end ? next : w,
+                        .next_step = 64,
+                        .a = b->staged,
+                        .acc = b->acc};
+        b->kernel->pass(&c, b->rows, b->tiles);
     }
 }
 
 static void
 run_bundle(block *b)
 {
-    const uint32_t step = b->kernel->chunk_k;
     for (uint32_t r = 0; r < b->rows; r++)
         memset(b->acc + (size_t)r * ACC_STRIDE, 0, b->tiles * TILE_N * sizeof(float));
-    for (uint32_t k = 0; k < b->k64; k += step)
-        run_chunk(b, k, min_u32(step, b->k64 - k));
+    if (b->rows <= b->kernel->rows_max[b->tiles <= 4 ? b->tiles : 0])
+        run_once(b);
+    else
+        run_many(b);
 }
 
 static void

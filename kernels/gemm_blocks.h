@@ -51,6 +51,17 @@ typedef struct gemm_kernel {
     void (*silu)(const float *acc, uint32_t rows, uint32_t tiles, float *out, size_t out_stride);
 } gemm_kernel;
 
+/* One step of a pass's prefetching.  Software must do it: the hardware's own prefetch follows the
+ * loads, and a pass of several rows moves on too slowly to draw it far enough ahead. */
+static inline __attribute__((always_inline)) void
+prefetch_tiles(gemm_chunk c, const char *next, int tiles)
+{
+    __builtin_prefetch(next);
+    if (tiles > 1) __builtin_prefetch(next + c.tile_bytes);
+    if (tiles > 2) __builtin_prefetch(next + 2 * c.tile_bytes);
+    if (tiles > 3) __builtin_prefetch(next + 3 * c.tile_bytes);
+}
+
 /* The product of gemm.h; silu: its gemm_silu. */
 void gemm_blocks(const gemm_args *args, const gemm_kernel *kernel, bool silu);
 

@@ -40,6 +40,24 @@ use_avx2(kernel_table *k)
 }
 
 static void
+use_avx512(kernel_table *k)
+{
+    k->tier = "avx512";
+    k->gemm[DTYPE_F32] = gemm_f32_avx512;
+    k->gemm[DTYPE_BF16] = gemm_bf16_avx512;
+    k->gemm_silu[DTYPE_F32] = gemm_silu_f32_avx512;
+    k->gemm_silu[DTYPE_BF16] = gemm_silu_bf16_avx512;
+}
+
+static void
+use_avx512_bf16(kernel_table *k)
+{
+    k->bf16_tier = "avx512_bf16";
+    k->gemm[DTYPE_BF16] = gemm_bf16_avx512_bf16;
+    k->gemm_silu[DTYPE_BF16] = gemm_silu_bf16_avx512_bf16;
+}
+
+static void
 use_avx512_vnni(kernel_table *k)
 {
     k->gemm[DTYPE_INT8] = gemm_int8_avx512_vnni;
@@ -57,7 +75,8 @@ kernel_table_init(kernel_table *k, unsigned cpu_flags)
 #if defined(__x86_64__)
     use_avx2(k);
     if (!(cpu_flags & CPU_AVX512)) return;
-    k->tier = "avx512";
+    use_avx512(k);
+    if (cpu_flags & CPU_AVX512_BF16) use_avx512_bf16(k);
     if (cpu_flags & CPU_AVX512_VNNI) use_avx512_vnni(k);
 #endif
 }

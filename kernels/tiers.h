@@ -30,6 +30,8 @@ row_add_fn row_add_avx2;
 combine_fn combine_avx2;
 attention_fn attention_avx2;
 
+gemm_fn gemm_f32_avx512, gemm_bf16_avx512, gemm_bf16_avx512_bf16;
+gemm_fn gemm_silu_f32_avx512, gemm_silu_bf16_avx512, gemm_silu_bf16_avx512_bf16;
 gemm_fn gemm_int8_avx512_vnni, gemm_int4_avx512_vnni;
 gemm_fn gemm_silu_int8_avx512_vnni, gemm_silu_int4_avx512_vnni;
 
