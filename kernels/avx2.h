@@ -53,6 +53,9 @@
     EACH_TILE_STEP(3, t, tiles, __VA_ARGS__)
 /* Keeps compilers from holding in registers, across iterations, what a loop updates in memory. */
 #define KEEP_IN_MEMORY __asm__ volatile("" ::: "memory")
+/* Ends a sum here: compilers otherwise regroup integer additions across steps and run out of
+ * registers. */
+#define KEEP_SUM(sum) __asm__("" : "+x"(sum))
 
 /* kernel_expf() in 8 lanes, operation by operation. */
 KERNEL_INLINE __m256
@@ -126,16 +129,15 @@ bf16_widen_8(__m128i v)
 }
 
 /* 8 IEEE halves -> 8 floats, exactly, as half_to_float(); with integer operations, because F16C is
- * a feature of its own.  Halves without a sign times 2^112 as floats are shifted halves; infinities
- * and NaNs do not occur as scales. */
+ * a feature of its own.  A half's bits moved to a float's place are 2^112 too small; the sign,
+ * spread by the extension, stays in bit 31.  Infinities and NaNs do not occur as scales. */
 KERNEL_INLINE __m256
 half_widen_8(const uint16_t *h)
 {
-    const __m256i v = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)h));
-    const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(v, _mm256_set1_epi32(0x8000)), 16);
-    const __m256i magnitude = _mm256_slli_epi32(_mm256_and_si256(v, _mm256_set1_epi32(0x7fff)), 13);
-    const __m256 f = _mm256_mul_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1p112f));
-    return _mm256_or_ps(f, _mm256_castsi256_ps(sign));
+    const __m256i v = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)h));
+    const __m256i bits =
+        _mm256_and_si256(_mm256_slli_epi32(v, 13), _mm256_set1_epi32((int32_t)0x8fffe000));
+    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p112f));
 }
 
 #endif

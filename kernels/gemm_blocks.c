@@ -3,9 +3,9 @@
 #include <assert.h>
 #include <string.h>
 
-/* How far before a single pass weights are prefetched, over all tiles at hand: what memory delivers
- * during its own latency, and not so much that it pushes the lines at hand out of the L1 cache. */
-#define AHEAD_BYTES 4096
+/* How far before a single pass weights are prefetched, over all tiles at hand: more than memory
+ * delivers during its own latency. */
+#define AHEAD_BYTES 8192
 
 /* One block of rows against one bundle of tiles. */
 typedef struct block {

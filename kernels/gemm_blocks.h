@@ -52,14 +52,16 @@ typedef struct gemm_kernel {
 } gemm_kernel;
 
 /* One step of a pass's prefetching.  Software must do it: the hardware's own prefetch follows the
- * loads, and a pass of several rows moves on too slowly to draw it far enough ahead. */
+ * loads, and a pass of several rows moves on too slowly to draw it far enough ahead.  Into L2:
+ * misses of the L1 cache are few at a time, and prefetches into it would hold up the loads
+ * (measured: 4 rows reach 92 % of memory's bandwidth, not 64 %). */
 static inline __attribute__((always_inline)) void
 prefetch_tiles(gemm_chunk c, const char *next, int tiles)
 {
-    __builtin_prefetch(next);
-    if (tiles > 1) __builtin_prefetch(next + c.tile_bytes);
-    if (tiles > 2) __builtin_prefetch(next + 2 * c.tile_bytes);
-    if (tiles > 3) __builtin_prefetch(next + 3 * c.tile_bytes);
+    __builtin_prefetch(next, 0, 2);
+    if (tiles > 1) __builtin_prefetch(next + c.tile_bytes, 0, 2);
+    if (tiles > 2) __builtin_prefetch(next + 2 * c.tile_bytes, 0, 2);
+    if (tiles > 3) __builtin_prefetch(next + 3 * c.tile_bytes, 0, 2);
 }
 
 /* The product of gemm.h; silu: its gemm_silu. */
