@@ -47,6 +47,10 @@ use_avx512(kernel_table *k)
     k->gemm[DTYPE_BF16] = gemm_bf16_avx512;
     k->gemm_silu[DTYPE_F32] = gemm_silu_f32_avx512;
     k->gemm_silu[DTYPE_BF16] = gemm_silu_bf16_avx512;
+    k->rmsnorm = rmsnorm_avx512;
+    k->act_pack = act_pack_avx512;
+    k->row_add = row_add_avx512;
+    k->combine = combine_avx512;
 }
 
 static void

@@ -30,6 +30,10 @@ row_add_fn row_add_avx2;
 combine_fn combine_avx2;
 attention_fn attention_avx2;
 
+rmsnorm_fn rmsnorm_avx512;
+act_pack_fn act_pack_avx512;
+row_add_fn row_add_avx512;
+combine_fn combine_avx512;
 gemm_fn gemm_f32_avx512, gemm_bf16_avx512, gemm_bf16_avx512_bf16;
 gemm_fn gemm_silu_f32_avx512, gemm_silu_bf16_avx512, gemm_silu_bf16_avx512_bf16;
 gemm_fn gemm_int8_avx512_vnni, gemm_int4_avx512_vnni;

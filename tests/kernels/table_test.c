@@ -33,6 +33,29 @@ Test(table, avx2_replaces_the_products_where_allowed)
     cr_expect(k.attention != ref.attention);
 }
 
+Test(table, avx512_replaces_what_each_of_its_flags_offers)
+{
+    if (!(cpu_flags() & CPU_AVX512)) cr_skip("this machine has no AVX-512, or the mask hides it");
+    const unsigned plain = CPU_AVX2 | CPU_AVX512;
+    kernel_table avx2, k;
+    kernel_table_init(&avx2, CPU_AVX2);
+    kernel_table_init(&k, plain);
+    cr_expect_str_eq(k.tier, "avx512");
+    cr_expect_str_eq(k.bf16_tier, "avx2", "zmm registers alone round as before");
+    cr_expect(k.gemm[DTYPE_F32] != avx2.gemm[DTYPE_F32]);
+    cr_expect(k.gemm[DTYPE_BF16] != avx2.gemm[DTYPE_BF16]);
+    cr_expect(k.gemm[DTYPE_INT8] == avx2.gemm[DTYPE_INT8]);
+    kernel_table_init(&k, plain | CPU_AVX512_VNNI);
+    cr_expect(k.gemm[DTYPE_INT8] != avx2.gemm[DTYPE_INT8]);
+    cr_expect(k.gemm[DTYPE_INT4] != avx2.gemm[DTYPE_INT4]);
+    cr_expect_str_eq(k.bf16_tier, "avx2");
+    kernel_table_init(&k, plain | CPU_AVX512_BF16);
+    cr_expect_str_eq(k.bf16_tier, "avx512_bf16");
+    cr_expect(k.gemm[DTYPE_INT8] == avx2.gemm[DTYPE_INT8]);
+    kernel_table_init(&k, CPU_AVX512_VNNI | CPU_AVX512_BF16);
+    cr_expect_str_eq(k.tier, "ref", "no tier without the one below it");
+}
+
 Test(table, dtypes_have_names_and_aliases)
 {
     for (moe_dtype d = 0; d < DTYPE_COUNT; d++)
