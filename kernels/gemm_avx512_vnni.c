@@ -5,6 +5,7 @@
  * is the group's exact sum.  So each sum starts at -offset * sum(a), which staging takes from the
  * activation row.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "kernels/gemm_avx512.h"
