@@ -1,6 +1,6 @@
 /* The determinism contract at the level of logits: whatever the batch, the chunking, the workers,
- * the backend, the threads and (for f32, int8 and int4) the CPU's tier, the same bits.  Tensor parallel
- * agrees within rounding. */
+ * the backend, the threads and (for f32, int8 and int4) the CPU's tier, the same bits.  Tensor
+ * parallel agrees within rounding. */
 #include <criterion/criterion.h>
 
 #include <limits.h>
