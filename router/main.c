@@ -198,8 +198,8 @@ done:
     return err ? 1 : 0;
 }
 
-static const char dtype_choices[] = "f32|float32|bf16|bfloat16|int8";
-static const char auto_dtype_choices[] = "auto|f32|float32|bf16|bfloat16|int8";
+static const char dtype_choices[] = "f32|float32|bf16|bfloat16|int8|int4";
+static const char auto_dtype_choices[] = "auto|f32|float32|bf16|bfloat16|int8|int4";
 
 int
 main(int argc, char **argv)

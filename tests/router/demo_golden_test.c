@@ -1,6 +1,6 @@
 /* The demo model on held-out text against transformers' fp32 results: an f32 path to the golden
- * set's bounds; bf16 and int8 by KL divergence and perplexity. The figures are printed, so that a
- * regression shows as a number. */
+ * set's bounds; bf16, int8 and int4 by KL divergence and perplexity. The figures are printed, so
+ * that a regression shows as a number. */
 #include <criterion/criterion.h>
 
 #include <limits.h>
@@ -224,6 +224,14 @@ Test(demo_golden, an_int8_cache_alone_keeps_kl_below_1e_4_and_perplexity_within_
     const figures f = measure_dtype(demo_dir(dir, sizeof dir), DTYPE_F32, DTYPE_INT8);
     cr_expect_lt(f.kl_sum / (double)f.kl_count, 1e-4);
     cr_expect_lt(perplexity_change(&f), 0.001);
+}
+
+Test(demo_golden, int4_keeps_kl_below_2e_2_and_perplexity_within_1_5_percent)
+{
+    char dir[512];
+    const figures f = measure_dtype(demo_dir(dir, sizeof dir), DTYPE_INT4, DTYPE_BF16);
+    cr_expect_lt(f.kl_sum / (double)f.kl_count, 2e-2);
+    cr_expect_lt(perplexity_change(&f), 0.015);
 }
 
 typedef struct last_sink {
