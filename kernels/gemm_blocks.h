@@ -54,7 +54,8 @@ typedef struct gemm_kernel {
 /* One step of a pass's prefetching.  Software must do it: the hardware's own prefetch follows the
  * loads, and a pass of several rows moves on too slowly to draw it far enough ahead.  Into L2:
  * misses of the L1 cache are few at a time, and prefetches into it would hold up the loads
- * (measured: 4 rows reach 92 % of memory's bandwidth, not 64 %). */
+ * (measured with VNNI: 4 rows of int8 reach about 90 % of memory's bandwidth, where they had 65 %).
+ */
 static inline __attribute__((always_inline)) void
 prefetch_tiles(gemm_chunk c, const char *next, int tiles)
 {
