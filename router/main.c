@@ -202,8 +202,8 @@ done:
     return err ? 1 : 0;
 }
 
-static const char dtype_choices[] = "f32|float32|bf16|bfloat16|int8";
-static const char auto_dtype_choices[] = "auto|f32|float32|bf16|bfloat16|int8";
+static const char dtype_choices[] = "f32|float32|bf16|bfloat16|int8|int4";
+static const char auto_dtype_choices[] = "auto|f32|float32|bf16|bfloat16|int8|int4";
 
 int
 main(int argc, char **argv)
@@ -223,8 +223,8 @@ main(int argc, char **argv)
          "the experts' weights"},
         {"attn-dtype", NULL, FLAG_CHOICE, &o.attn_dtype, "auto", 0, 0, auto_dtype_choices, NULL,
          "attention and head weights; auto = as --dtype"},
-        {"kv-cache-dtype", NULL, FLAG_CHOICE, &o.kv_dtype, "auto", 0, 0,
-         "auto|f32|float32|bf16|bfloat16", NULL,
+        {"kv-cache-dtype", "kv-dtype", FLAG_CHOICE, &o.kv_dtype, "auto", 0, 0,
+         "auto|f32|float32|bf16|bfloat16|int8", NULL,
          "keys and values; auto = bf16, f32 for f32 weights"},
         {"exchange", NULL, FLAG_CHOICE, &o.exchange, "auto", 0, 0, "auto|shm|nng", NULL,
          "how rows travel; auto = shm for workers of this host"},

@@ -126,8 +126,7 @@ allocate(transformer *tf, errbuf *eb)
     tf->act_stride = act_h > act_q ? act_h : act_q;
     tf->gate_stride = round_up_u32(c->num_experts, TILE_N);
     tf->logits_stride = round_up_u32(c->vocab_size, TILE_N);
-    tf->scratch_stride =
-        round_up_u32((uint32_t)attn_scratch_floats(c->num_heads, c->num_kv_heads, c->head_dim), 16);
+    tf->scratch_stride = round_up_u32((uint32_t)attn_scratch_floats(c->head_dim), 16);
 
     tf->kv_block_stride = kv_block_bytes(tf->limits.kv_dtype, c->num_kv_heads, c->head_dim);
     tf->kv_bytes = tf->kv_block_stride * tf->limits.kv_block_count * c->num_layers;

@@ -33,7 +33,7 @@ typedef struct transformer transformer;
 typedef struct transformer_config {
     moe_dtype attn_dtype;
     moe_dtype expert_dtype;
-    moe_dtype kv_dtype; /* DTYPE_F32 or DTYPE_BF16 */
+    moe_dtype kv_dtype; /* DTYPE_F32, DTYPE_BF16 or DTYPE_INT8 */
     uint32_t token_max; /* tokens of one step */
     uint32_t seq_max;
     uint32_t max_model_len;
