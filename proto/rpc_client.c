@@ -272,7 +272,13 @@ on_next_locked(void *arg)
     return frame;
 }
 
-/* ---- what arrives ---- */
+static void
+write_locked(rpc_client *c)
+{
+    if (c->conn != NULL) rpc_conn_write_locked(c->conn);
+}
+
+/* ---- what arrives: the connection may be lost already, and conn NULL ---- */
 
 /* Take the call with this id, if it waits for a reply. */
 static call_slot *
@@ -356,7 +362,7 @@ on_challenge(rpc_client *c, const rpc_header *header, const uint8_t *server_nonc
         c->proof = PROOF_SENT;
         free(c->proof_frame);
         c->proof_frame = frame;
-        rpc_conn_write_locked(c->conn);
+        write_locked(c);
         pthread_mutex_unlock(&c->mutex);
     }
 }
@@ -373,7 +379,7 @@ on_handshake(rpc_client *c, proof_state proof, const rpc_header *header, const u
     } else {
         pthread_mutex_lock(&c->mutex);
         c->proof = PROVED;
-        rpc_conn_write_locked(c->conn);
+        write_locked(c);
         pthread_mutex_unlock(&c->mutex);
     }
 }
@@ -394,8 +400,10 @@ static void
 hang_up(rpc_client *c, const char *why)
 {
     pthread_mutex_lock(&c->mutex);
-    if (!c->lost) snprintf(c->farewell, sizeof c->farewell, ": %.200s", why);
-    rpc_conn_close_locked(c->conn);
+    if (c->conn != NULL && !c->lost) {
+        snprintf(c->farewell, sizeof c->farewell, ": %.200s", why);
+        rpc_conn_close_locked(c->conn);
+    }
     pthread_mutex_unlock(&c->mutex);
 }
 
@@ -489,7 +497,7 @@ start(call_slot *slot, unsigned method, const ProtobufCMessage *request, size_t 
         *c->queue_end = slot;
         c->queue_end = &slot->next;
         if (slot->deadline_ns < c->wake_ns) pthread_cond_signal(&c->wake);
-        if (c->conn != NULL) rpc_conn_write_locked(c->conn);
+        write_locked(c);
     }
     pthread_mutex_unlock(&c->mutex);
     if (closing) complete_error(slot, RPC_CANCELLED, "this client is closing");
@@ -705,14 +713,14 @@ drop_lost_conn_locked(rpc_client *c)
     call_slot *list = claim_locked(c, CALLS_SENT, &next_ns);
     snprintf(text, sizeof text, "connection lost before the reply came%s", c->farewell);
     c->farewell[0] = '\0';
+    c->conn = NULL;
+    c->lost = false;
     pthread_mutex_unlock(&c->mutex);
     complete_all(list, RPC_UNAVAILABLE, text);
     rpc_conn_free(conn);
     pthread_mutex_lock(&c->mutex);
     free(c->proof_frame);
     c->proof_frame = NULL;
-    c->conn = NULL;
-    c->lost = false;
     c->dial_at_ns = clock_now_ns() + c->backoff_ms * NS_PER_MS;
 }
 
@@ -800,9 +808,14 @@ keeper_main(void *arg)
     nng_aio_stop(c->dial_aio); /* from here on, conn is only changed below */
     pthread_mutex_lock(&c->mutex);
     call_slot *list = claim_locked(c, CALLS_ALL, &next_ns);
+    rpc_conn *conn = c->conn;
+    c->conn = NULL;
     pthread_mutex_unlock(&c->mutex);
     complete_all(list, RPC_CANCELLED, "this client is closing");
-    rpc_conn_free(c->conn); /* waits for callbacks that are still running */
+    /* The dialer goes first: the stream holds on to it, and releases it on a thread of nng's. */
+    nng_stream_dialer_free(c->dialer);
+    c->dialer = NULL;
+    rpc_conn_free(conn); /* waits for callbacks that are still running */
     return NULL;
 }
 

@@ -1,7 +1,8 @@
 /* Design notes
  *
  * One aio reads into one buffer, as much as there is; one frame is written at a time, by `trier` at
- * once as far as the stream takes it, the rest by `writer` and its callback.  The reader is always in one of these states, so that the buffer has one user:
+ * once as far as the stream takes it, the rest by `writer` and its callback.  The reader is always
+ * in one of these states, so that the buffer has one user:
  *   - its aio is under way: a read, or the wake-up that rpc_conn_resume_locked() makes of it;
  *   - its callback runs;
  *   - held: arrived() said "not now";
