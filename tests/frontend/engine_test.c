@@ -15,28 +15,6 @@
 #include "frontend/engine_start.h"
 #include "tests/frontend/fake_router.h"
 
-#if defined(__SANITIZE_THREAD__)
-/* As in the exchange's tests: nng, which is not instrumented, counts references out of sight. */
-const char *__tsan_default_suppressions(void);
-
-const char *
-__tsan_default_suppressions(void)
-{
-    return "race:pthread_mutex_destroy\n";
-}
-#endif
-
-#if defined(__SANITIZE_ADDRESS__)
-/* nng 1.5 loses a connection that comes up while its socket is being closed. */
-const char *__lsan_default_suppressions(void);
-
-const char *
-__lsan_default_suppressions(void)
-{
-    return "leak:libnng.so\n";
-}
-#endif
-
 #define WAIT_NS (60 * NS_PER_S)
 #define EOS 3u
 
