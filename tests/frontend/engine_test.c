@@ -14,6 +14,7 @@
 #include "common/strbuf.h"
 #include "frontend/engine_start.h"
 #include "tests/frontend/fake_router.h"
+#include "tests/support/tsan_nng.h"
 
 #define WAIT_NS (60 * NS_PER_S)
 #define EOS 3u

@@ -21,6 +21,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "echo_service.h"
+#include "tests/support/tsan_nng.h"
 
 #define CALLER_COUNT 4
 #define CLIENT_COUNT 2

@@ -9,6 +9,7 @@
 
 #include "common/clock.h"
 #include "echo_service.h"
+#include "tests/support/tsan_nng.h"
 
 #define LONG_MS 20000
 
