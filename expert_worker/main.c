@@ -2,16 +2,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "expert_worker/service.h"
-
-/* Closing a socket can hang in nng 1.5 (proto/rpc_server.c): then SIGALRM ends the process.  What
- * it leaves behind is removed by its next life. */
-#define STOP_LIMIT_S 15
 
 static worker_service *running;
 
@@ -101,7 +96,6 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     rc = err ? 1 : 0;
 
 done:
-    alarm(STOP_LIMIT_S);
     if (err) fail(eb);
     worker_service_free(service);
     compute_stop(comp);

@@ -1,22 +1,28 @@
 /* Design notes
  *
- * A client has `concurrency` call slots.  A slot owns an nng context and one aio, which sends the
- * request and then waits for the reply:
+ * A client has `concurrency` call slots and at most one connection:
  *
- *     free -> [HELLO -> PROOF ->] CALL -> free
+ *     FREE -> QUEUED -> SENT -> FREE
  *
- * each phase being one send and one receive.  Both parts of a phase time out at the call's
- * deadline, so that every call ends.  With a secret, a call on a connection that is not yet trusted
- * begins with the handshake of rpc_auth.h; several calls may do so at once.  A reply over a
- * connection that is not trusted is not believed.
+ * A queued call is sent when the connection has room for it, in the order of the calls, and from
+ * then on belongs to that connection: when it is lost, so is the call.  Calls that are still queued
+ * wait for the next one.  Whoever takes a slot out of the queue, or out of SENT, ends its call.
  *
- * client->mutex guards the free list, the counters and the results of waiting callers.  It is
- * never held while nng or a callback is called.
+ * With a secret, a connection's first call makes it prove itself by the handshake of rpc_auth.h;
+ * calls stay queued meanwhile.  A refusal ends them; the next call tries again.
+ *
+ * The keeper is the client's one thread: it dials, frees lost connections, and ends calls whose
+ * deadline passed.  What it waits for is in `wake_ns`, so that a new call wakes it only when its
+ * deadline is earlier.
+ *
+ * client->mutex guards slots, queue and connection.  It is never held while a callback is called;
+ * nng's functions called under it don't block and run none of our callbacks on this thread.
  */
+#include <assert.h>
 #include <errno.h>
 #include <nng/nng.h>
-#include <nng/protocol/reqrep0/req.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -29,7 +35,7 @@
 #include "common/futex.h"
 #include "proto/rpc.h"
 #include "proto/rpc_auth.h"
-#include "proto/rpc_nng.h"
+#include "proto/rpc_conn.h"
 #include "proto/rpc_wire.h"
 
 #define CONCURRENCY_DEFAULT 16
@@ -38,18 +44,14 @@
 
 typedef struct call_slot call_slot;
 
-typedef enum call_phase { PHASE_HELLO, PHASE_PROOF, PHASE_CALL } call_phase;
+typedef enum call_state { CALL_FREE, CALL_QUEUED, CALL_SENT } call_state;
+typedef enum proof_state { UNPROVED, HELLO_SENT, PROOF_SENT, PROVED } proof_state;
 
 struct call_slot {
     rpc_client *client;
-    call_slot *next_free;
-    nng_ctx ctx;
-    nng_aio *aio;
-    call_phase phase;
-    bool sending;        /* else receiving */
-    nng_msg *request;    /* waits for the handshake */
-    uint32_t connection; /* that the handshake is going on with */
-    unsigned char nonce[RPC_NONCE_BYTES];
+    call_slot *next; /* free, queued, or in a list of calls to end */
+    call_state state;
+    rpc_frame *frame; /* until it is sent */
     unsigned method;
     uint64_t request_id;
     uint64_t deadline_ns;
@@ -67,21 +69,33 @@ struct rpc_client {
     size_t unpacked_bytes_max;
     uint32_t default_timeout_ms;
     unsigned concurrency;
-    nng_socket socket;
-    bool socket_open;
-    nng_dialer dialer;
     rpc_secret secret;
-    _Atomic uint32_t connection; /* the one that is up; 0 = none */
-    _Atomic uint32_t trusted;    /* the one that proved itself; 0 = none */
-    call_slot *slots;            /* [concurrency] */
-    pthread_mutex_t mutex;
-    pthread_cond_t changed; /* a slot became free, or a waiting caller's result is there */
+    nng_stream_dialer *dialer;
+    nng_aio *dial_aio;
+    pthread_t keeper;
+    bool keeper_started;
+    _Atomic bool connected;
+    call_slot *slots;      /* [concurrency] */
+    pthread_mutex_t mutex; /* guards what follows, and the slots */
+    pthread_cond_t wake;   /* the keeper */
+    pthread_cond_t freed;  /* a slot became free, or a thread left rpc_call_sync() */
     call_slot *free_slots;
-    unsigned busy;    /* slots in use */
+    call_slot *queue, **queue_end;
     unsigned waiting; /* threads inside rpc_call_sync() */
-    unsigned inside;  /* threads between context_enter() and context_leave() */
     bool closing;
     uint64_t next_id;
+    uint64_t wake_ns; /* when the keeper wakes by itself; 0 = it is awake */
+
+    rpc_conn *conn; /* NULL = none */
+    bool lost;      /* the keeper frees conn */
+    bool dialling;
+    uint64_t dial_at_ns;
+    uint32_t backoff_ms;
+    proof_state proof;
+    uint64_t proof_id; /* request id of the handshake's last message */
+    unsigned char nonce[RPC_NONCE_BYTES];
+    rpc_frame *proof_frame;          /* to be sent next */
+    char farewell[MOE_ERR_TEXT_MAX]; /* why the connection was lost, if we know */
 };
 
 /* ---- capped memory for responses ---- */
@@ -120,29 +134,6 @@ rpc_response_free(ProtobufCMessage *response)
 
 /* ---- slots ---- */
 
-static call_slot *
-slot_take_locked(rpc_client *c)
-{
-    call_slot *slot = c->free_slots;
-    if (slot == NULL || c->closing) return NULL;
-    c->free_slots = slot->next_free;
-    c->busy++;
-    slot->request_id = ++c->next_id;
-    return slot;
-}
-
-static void
-slot_give_back(call_slot *slot)
-{
-    rpc_client *c = slot->client;
-    pthread_mutex_lock(&c->mutex);
-    slot->next_free = c->free_slots;
-    c->free_slots = slot;
-    c->busy--;
-    pthread_cond_broadcast(&c->changed);
-    pthread_mutex_unlock(&c->mutex);
-}
-
 static const char *
 method_name(const rpc_client *c, unsigned method)
 {
@@ -162,15 +153,41 @@ describe(const rpc_client *c, unsigned method, char *out, const char *fmt, ...)
     va_end(args);
 }
 
-/* The slot is free before the callback runs, so that the callback can start another call. */
+static call_slot *
+slot_take_locked(rpc_client *c)
+{
+    call_slot *slot = c->free_slots;
+    if (slot == NULL || c->closing) return NULL;
+    c->free_slots = slot->next;
+    return slot;
+}
+
+static void
+unqueue_locked(call_slot *slot)
+{
+    rpc_client *c = slot->client;
+    call_slot **at = &c->queue;
+    while (*at != slot)
+        at = &(*at)->next;
+    *at = slot->next;
+    if (slot->next == NULL) c->queue_end = at;
+}
+
+/* The call in the slot is over, and nobody else's to end.  The slot is free before the callback
+ * runs, so that the callback can start another call. */
 static void
 complete(call_slot *slot, rpc_status status, ProtobufCMessage *response, const char *error)
 {
+    rpc_client *c = slot->client;
     rpc_done_fn *done = slot->done;
     void *arg = slot->arg;
-    nng_msg_free(slot->request); /* one that waited for the handshake */
-    slot->request = NULL;
-    slot_give_back(slot);
+    free(slot->frame);
+    slot->frame = NULL;
+    pthread_mutex_lock(&c->mutex);
+    slot->next = c->free_slots;
+    c->free_slots = slot;
+    if (c->waiting != 0) pthread_cond_signal(&c->freed);
+    pthread_mutex_unlock(&c->mutex);
     done(arg, status, response, error);
 }
 
@@ -183,152 +200,111 @@ complete_error(call_slot *slot, rpc_status status, const char *text)
 }
 
 static void
-complete_nng_error(call_slot *slot, int rc)
+complete_all(call_slot *list, rpc_status status, const char *text)
 {
-    char text[128];
-    rpc_client *c = slot->client;
-    pthread_mutex_lock(&c->mutex);
-    const bool closing = c->closing; /* connections go first: that is no loss to report */
-    pthread_mutex_unlock(&c->mutex);
-    switch (closing ? NNG_ECLOSED : rc) {
-    case NNG_ETIMEDOUT:
-        snprintf(text, sizeof text, "deadline of %u ms passed%s", (unsigned)slot->timeout_ms,
-                 slot->sending ? ", no connection" : "");
-        complete_error(slot, RPC_DEADLINE_EXCEEDED, text);
-        break;
-    case NNG_ECLOSED:
-    case NNG_ECANCELED: complete_error(slot, RPC_CANCELLED, "this client is closing"); break;
-    case NNG_ECONNRESET:
-        complete_error(slot, RPC_UNAVAILABLE, "connection lost before the reply came");
-        break;
-    default:
-        complete_error(slot, rc == NNG_ENOMEM ? RPC_RESOURCE_EXHAUSTED : RPC_UNAVAILABLE,
-                       nng_strerror(rc));
+    while (list != NULL) {
+        call_slot *slot = list;
+        list = slot->next;
+        complete_error(slot, status, text);
     }
 }
 
-/* ---- one phase: send, then receive ---- */
+/* ---- what is sent ---- */
 
-static nng_duration
+static uint32_t
 time_left_ms(const call_slot *slot)
 {
     const uint64_t now = clock_now_ns();
     if (now >= slot->deadline_ns) return 0;
-    return (nng_duration)((slot->deadline_ns - now + NS_PER_MS - 1) / NS_PER_MS);
+    return (uint32_t)((slot->deadline_ns - now + NS_PER_MS - 1) / NS_PER_MS);
 }
 
-/* Around every use of a context.  nng 1.5.2 lets go of the context at the end of such a call, when
- * the answer may be there already; if the socket was closed by then, it aborts the process.  So
- * closing waits until nobody is inside.  false: the client is closing; don't. */
-static bool
-context_enter(rpc_client *c)
+static rpc_frame *
+frame_alloc(const rpc_client *c, rpc_kind kind, size_t body_bytes)
 {
-    pthread_mutex_lock(&c->mutex);
-    const bool open = !c->closing;
-    if (open) c->inside++;
-    pthread_mutex_unlock(&c->mutex);
-    return open;
-}
-
-static void
-context_leave(rpc_client *c)
-{
-    pthread_mutex_lock(&c->mutex);
-    if (--c->inside == 0) pthread_cond_broadcast(&c->changed);
-    pthread_mutex_unlock(&c->mutex);
-}
-
-static void
-send_message(call_slot *slot, nng_msg *msg)
-{
-    rpc_client *c = slot->client; /* the slot may be another call's after nng_ctx_send() */
-    slot->sending = true;
-    if (!context_enter(c)) {
-        nng_msg_free(msg);
-        complete_nng_error(slot, NNG_ECLOSED);
-        return;
-    }
-    nng_aio_set_timeout(slot->aio, time_left_ms(slot));
-    nng_aio_set_msg(slot->aio, msg);
-    nng_ctx_send(slot->ctx, slot->aio);
-    context_leave(c);
-}
-
-static void
-receive_reply(call_slot *slot)
-{
-    rpc_client *c = slot->client;
-    slot->sending = false;
-    if (!context_enter(c)) {
-        complete_nng_error(slot, NNG_ECLOSED);
-        return;
-    }
-    nng_aio_set_timeout(slot->aio, time_left_ms(slot));
-    nng_ctx_recv(slot->ctx, slot->aio);
-    context_leave(c);
-}
-
-/* A message of this call's, with the header filled in; NULL when out of memory. */
-static nng_msg *
-message_alloc(const call_slot *slot, rpc_kind kind, size_t body_bytes)
-{
-    nng_msg *msg;
-    if (nng_msg_alloc(&msg, sizeof(rpc_header) + body_bytes) != 0) return NULL;
     rpc_header header = rpc_header_make(kind, (uint32_t)body_bytes);
-    header.service = slot->client->fingerprint;
-    header.incarnation = slot->client->incarnation;
-    header.request_id = slot->request_id;
-    header.method = slot->method;
-    header.timeout_ms = (uint32_t)time_left_ms(slot);
-    memcpy(nng_msg_body(msg), &header, sizeof header);
-    return msg;
+    header.service = c->fingerprint;
+    header.incarnation = c->incarnation;
+    return rpc_frame_alloc(&header);
 }
 
-static uint8_t *
-body_of(nng_msg *msg)
-{
-    return (uint8_t *)nng_msg_body(msg) + sizeof(rpc_header);
-}
-
-/* Begin a phase of the handshake. */
 static void
-send_proof_of(call_slot *slot, rpc_kind kind, const unsigned char *body, size_t body_bytes)
+set_request_id_locked(rpc_client *c, rpc_frame *frame, uint64_t *id)
 {
-    nng_msg *msg = message_alloc(slot, kind, body_bytes);
-    if (msg == NULL) {
-        complete_error(slot, RPC_RESOURCE_EXHAUSTED, "out of memory");
-        return;
+    *id = ++c->next_id;
+    memcpy(frame->data + offsetof(rpc_header, request_id), id, sizeof *id);
+}
+
+/* NULL: no memory or no random numbers; tried again with the next call. */
+static rpc_frame *
+hello_locked(rpc_client *c)
+{
+    rpc_frame *frame = frame_alloc(c, RPC_KIND_HELLO, RPC_NONCE_BYTES);
+    if (frame == NULL || rpc_nonce_make(c->nonce) != MOE_OK) {
+        free(frame);
+        return NULL;
     }
-    slot->phase = kind == RPC_KIND_HELLO ? PHASE_HELLO : PHASE_PROOF;
-    memcpy(body_of(msg), body, body_bytes);
-    send_message(slot, msg);
+    memcpy(rpc_frame_body(frame), c->nonce, RPC_NONCE_BYTES);
+    set_request_id_locked(c, frame, &c->proof_id);
+    c->proof = HELLO_SENT;
+    return frame;
 }
 
-static void
-send_request(call_slot *slot)
+static rpc_frame *
+on_next_locked(void *arg)
 {
-    nng_msg *request = slot->request;
-    slot->request = NULL;
-    slot->phase = PHASE_CALL;
-    send_message(slot, request);
-}
-
-static void
-on_challenge(call_slot *slot, const rpc_header *header, const uint8_t *server_nonce,
-             uint32_t connection)
-{
-    const rpc_client *c = slot->client;
-    unsigned char body[RPC_NONCE_BYTES + RPC_PROOF_BYTES];
-    if (header->kind != RPC_KIND_CHALLENGE || header->body_bytes != sizeof body ||
-        !rpc_proof_check(&c->secret, RPC_ROLE_SERVER, slot->nonce, server_nonce,
-                         server_nonce + RPC_NONCE_BYTES)) {
-        complete_error(slot, RPC_PERMISSION_DENIED, "the server does not know the secret");
-        return;
+    rpc_client *c = arg;
+    rpc_frame *frame = c->proof_frame;
+    call_slot *slot = c->queue;
+    if (frame != NULL) {
+        c->proof_frame = NULL;
+        return frame;
     }
-    slot->connection = connection;
-    memcpy(body, slot->nonce, RPC_NONCE_BYTES);
-    rpc_proof_make(&c->secret, RPC_ROLE_CLIENT, slot->nonce, server_nonce, body + RPC_NONCE_BYTES);
-    send_proof_of(slot, RPC_KIND_PROOF, body, sizeof body);
+    if (slot == NULL) return NULL;
+    if (c->secret.len != 0 && c->proof != PROVED)
+        return c->proof == UNPROVED ? hello_locked(c) : NULL;
+    unqueue_locked(slot);
+    slot->state = CALL_SENT;
+    frame = slot->frame;
+    slot->frame = NULL;
+    const uint32_t left_ms = time_left_ms(slot);
+    memcpy(frame->data + offsetof(rpc_header, timeout_ms), &left_ms, sizeof left_ms);
+    return frame;
+}
+
+static void
+write_locked(rpc_client *c)
+{
+    if (c->conn != NULL) rpc_conn_write_locked(c->conn);
+}
+
+/* ---- what arrives: the connection may be lost already, and conn NULL ---- */
+
+/* Take the call with this id, if it waits for a reply. */
+static call_slot *
+claim_sent(rpc_client *c, uint64_t request_id)
+{
+    call_slot *found = NULL;
+    pthread_mutex_lock(&c->mutex);
+    c->backoff_ms = RECONNECT_MS_MIN; /* a server that answers */
+    for (unsigned i = 0; i < c->concurrency; i++) {
+        if (c->slots[i].state == CALL_SENT && c->slots[i].request_id == request_id)
+            found = &c->slots[i];
+    }
+    if (found != NULL) found->state = CALL_FREE;
+    pthread_mutex_unlock(&c->mutex);
+    return found;
+}
+
+/* "STATUS: the server's text". */
+static rpc_status
+status_of(const rpc_header *header, const uint8_t *body, errbuf *text)
+{
+    const rpc_status status = rpc_status_from_wire(header->status);
+    err_set(text, MOE_OK, "%s: %.*s", rpc_status_name(status),
+            (int)(header->body_bytes < MOE_ERR_TEXT_MAX ? header->body_bytes : MOE_ERR_TEXT_MAX),
+            (const char *)body);
+    return status;
 }
 
 static void
@@ -336,6 +312,12 @@ on_response(call_slot *slot, const rpc_header *header, const uint8_t *body)
 {
     const rpc_client *c = slot->client;
     const ProtobufCMessageDescriptor *type = c->service.descriptor->methods[slot->method].output;
+    errbuf text;
+    if (header->status != RPC_OK) {
+        const rpc_status status = status_of(header, body, &text);
+        complete_error(slot, status, text.text);
+        return;
+    }
     ProtobufCMessage *response =
         unpack_response(type, c->unpacked_bytes_max, body, header->body_bytes);
     if (response != NULL)
@@ -344,59 +326,130 @@ on_response(call_slot *slot, const rpc_header *header, const uint8_t *body)
         complete_error(slot, RPC_INTERNAL, "the response does not unpack");
 }
 
+/* The connection could not prove itself: end the calls that waited for it. */
 static void
-on_reply(call_slot *slot, nng_msg *msg)
+refuse_proof(rpc_client *c, rpc_status status, const char *text)
 {
-    rpc_client *c = slot->client;
-    const uint32_t connection = (uint32_t)nng_pipe_id(nng_msg_get_pipe(msg));
-    const uint8_t *body = body_of(msg);
-    rpc_header header;
-    errbuf eb;
+    pthread_mutex_lock(&c->mutex);
+    call_slot *list = c->queue;
+    c->queue = NULL;
+    c->queue_end = &c->queue;
+    for (call_slot *slot = list; slot != NULL; slot = slot->next)
+        slot->state = CALL_FREE;
+    c->proof = UNPROVED;
+    pthread_mutex_unlock(&c->mutex);
+    complete_all(list, status, text);
+}
 
-    if (rpc_header_parse(&header, nng_msg_body(msg), nng_msg_len(msg), &eb) != MOE_OK) {
-        complete_error(slot, RPC_INTERNAL, eb.text);
-    } else if ((header.kind != RPC_KIND_REPLY && header.kind != RPC_KIND_CHALLENGE) ||
-               header.request_id != slot->request_id || header.incarnation != c->incarnation) {
-        complete_error(slot, RPC_INTERNAL, "the reply belongs to another call");
-    } else if (slot->phase == PHASE_CALL && c->secret.len != 0 &&
-               connection != atomic_load(&c->trusted)) {
-        complete_error(slot, RPC_UNAVAILABLE, "the connection was replaced during the call");
-    } else if (header.status != RPC_OK) {
-        err_set(&eb, MOE_OK, "%s: %.*s", rpc_status_name(rpc_status_from_wire(header.status)),
-                (int)(header.body_bytes < MOE_ERR_TEXT_MAX ? header.body_bytes : MOE_ERR_TEXT_MAX),
-                (const char *)body);
-        complete_error(slot, rpc_status_from_wire(header.status), eb.text);
-    } else if (slot->phase == PHASE_HELLO) {
-        on_challenge(slot, &header, body, connection);
-    } else if (slot->phase == PHASE_PROOF) {
-        if (connection == slot->connection) atomic_store(&c->trusted, connection);
-        send_request(slot);
-    } else if (header.kind == RPC_KIND_REPLY) {
-        on_response(slot, &header, body);
+static void
+on_challenge(rpc_client *c, const rpc_header *header, const uint8_t *server_nonce)
+{
+    rpc_frame *frame = frame_alloc(c, RPC_KIND_PROOF, RPC_NONCE_BYTES + RPC_PROOF_BYTES);
+    if (header->kind != RPC_KIND_CHALLENGE ||
+        header->body_bytes != RPC_NONCE_BYTES + RPC_PROOF_BYTES ||
+        !rpc_proof_check(&c->secret, RPC_ROLE_SERVER, c->nonce, server_nonce,
+                         server_nonce + RPC_NONCE_BYTES)) {
+        free(frame);
+        refuse_proof(c, RPC_PERMISSION_DENIED, "the server does not know the secret");
+    } else if (frame == NULL) {
+        refuse_proof(c, RPC_RESOURCE_EXHAUSTED, "out of memory");
     } else {
-        complete_error(slot, RPC_INTERNAL, "the reply belongs to another call");
+        uint8_t *body = rpc_frame_body(frame);
+        memcpy(body, c->nonce, RPC_NONCE_BYTES);
+        rpc_proof_make(&c->secret, RPC_ROLE_CLIENT, c->nonce, server_nonce, body + RPC_NONCE_BYTES);
+        pthread_mutex_lock(&c->mutex);
+        set_request_id_locked(c, frame, &c->proof_id);
+        c->proof = PROOF_SENT;
+        free(c->proof_frame);
+        c->proof_frame = frame;
+        write_locked(c);
+        pthread_mutex_unlock(&c->mutex);
     }
 }
 
 static void
-on_aio(void *arg)
+on_handshake(rpc_client *c, proof_state proof, const rpc_header *header, const uint8_t *body)
 {
-    call_slot *slot = arg;
-    const int rc = nng_aio_result(slot->aio);
-    if (rc != 0) {
-        if (slot->sending) nng_msg_free(nng_aio_get_msg(slot->aio));
-        nng_aio_set_msg(slot->aio, NULL);
-        complete_nng_error(slot, rc);
-        return;
+    errbuf text;
+    if (header->status != RPC_OK) {
+        const rpc_status status = status_of(header, body, &text);
+        refuse_proof(c, status, text.text);
+    } else if (proof == HELLO_SENT) {
+        on_challenge(c, header, body);
+    } else {
+        pthread_mutex_lock(&c->mutex);
+        c->proof = PROVED;
+        write_locked(c);
+        pthread_mutex_unlock(&c->mutex);
     }
-    if (slot->sending) {
-        receive_reply(slot);
-        return;
+}
+
+/* The handshake that this frame belongs to; UNPROVED = none. */
+static proof_state
+handshake_of(rpc_client *c, const rpc_header *header)
+{
+    pthread_mutex_lock(&c->mutex);
+    const bool mine =
+        (c->proof == HELLO_SENT || c->proof == PROOF_SENT) && header->request_id == c->proof_id;
+    const proof_state proof = mine ? c->proof : UNPROVED;
+    pthread_mutex_unlock(&c->mutex);
+    return proof;
+}
+
+static void
+hang_up(rpc_client *c, const char *why)
+{
+    pthread_mutex_lock(&c->mutex);
+    if (c->conn != NULL && !c->lost) {
+        snprintf(c->farewell, sizeof c->farewell, ": %.200s", why);
+        rpc_conn_close_locked(c->conn);
     }
-    nng_msg *msg = nng_aio_get_msg(slot->aio);
-    nng_aio_set_msg(slot->aio, NULL);
-    on_reply(slot, msg);
-    nng_msg_free(msg);
+    pthread_mutex_unlock(&c->mutex);
+}
+
+static bool
+on_arrived(void *arg, const rpc_header *header, const uint8_t *body)
+{
+    rpc_client *c = arg;
+    errbuf eb;
+    if (header->kind == RPC_KIND_REPLY && header->request_id == 0 && header->status != RPC_OK) {
+        status_of(header, body, &eb); /* a last word, about all we sent */
+        hang_up(c, eb.text);
+        return true;
+    }
+    moe_err err = rpc_header_check(header, &eb);
+    if (err == MOE_OK && (header->incarnation != c->incarnation ||
+                          (header->kind != RPC_KIND_REPLY && header->kind != RPC_KIND_CHALLENGE)))
+        err = err_set(&eb, MOE_EINVAL, "a message that is no reply to this client");
+    if (err != MOE_OK) {
+        hang_up(c, eb.text);
+        return true;
+    }
+    const proof_state proof = handshake_of(c, header);
+    if (proof != UNPROVED) {
+        on_handshake(c, proof, header, body);
+        return true;
+    }
+    /* None: the reply came after its call's deadline. */
+    call_slot *slot = header->kind == RPC_KIND_REPLY ? claim_sent(c, header->request_id) : NULL;
+    if (slot != NULL) on_response(slot, header, body);
+    return true;
+}
+
+static void
+on_garbled(void *arg, moe_err err, const char *why)
+{
+    (void)err;
+    hang_up(arg, why);
+}
+
+static void
+on_lost_locked(void *arg)
+{
+    rpc_client *c = arg;
+    c->lost = true;
+    atomic_store(&c->connected, false);
+    pthread_cond_signal(&c->wake);
 }
 
 /* ---- calls ---- */
@@ -420,25 +473,34 @@ check_call(const rpc_client *c, unsigned method, const ProtobufCMessage *request
     return RPC_OK;
 }
 
-/* Fill in a slot that was just taken, and send. */
+/* Fill in a slot that was just taken, and send when there is room. */
 static void
 start(call_slot *slot, unsigned method, const ProtobufCMessage *request, size_t len)
 {
     rpc_client *c = slot->client;
+    const uint32_t wire_method = method;
     slot->method = method;
-    slot->request = message_alloc(slot, RPC_KIND_CALL, len);
-    if (slot->request == NULL) {
+    slot->frame = frame_alloc(c, RPC_KIND_CALL, len);
+    if (slot->frame == NULL) {
         complete_error(slot, RPC_RESOURCE_EXHAUSTED, "out of memory");
         return;
     }
-    protobuf_c_message_pack(request, body_of(slot->request));
-    const uint32_t trusted = atomic_load(&c->trusted);
-    if (c->secret.len == 0 || (trusted != 0 && trusted == atomic_load(&c->connection)))
-        send_request(slot);
-    else if (rpc_nonce_make(slot->nonce) != MOE_OK)
-        complete_error(slot, RPC_INTERNAL, "no random numbers from the system");
-    else
-        send_proof_of(slot, RPC_KIND_HELLO, slot->nonce, RPC_NONCE_BYTES);
+    memcpy(slot->frame->data + offsetof(rpc_header, method), &wire_method, sizeof wire_method);
+    protobuf_c_message_pack(request, rpc_frame_body(slot->frame));
+
+    pthread_mutex_lock(&c->mutex);
+    const bool closing = c->closing;
+    if (!closing) {
+        set_request_id_locked(c, slot->frame, &slot->request_id);
+        slot->state = CALL_QUEUED;
+        slot->next = NULL;
+        *c->queue_end = slot;
+        c->queue_end = &slot->next;
+        if (slot->deadline_ns < c->wake_ns) pthread_cond_signal(&c->wake);
+        write_locked(c);
+    }
+    pthread_mutex_unlock(&c->mutex);
+    if (closing) complete_error(slot, RPC_CANCELLED, "this client is closing");
 }
 
 static void
@@ -461,13 +523,16 @@ rpc_call_async(rpc_client *c, unsigned method, const ProtobufCMessage *request, 
     if (status == RPC_OK) {
         pthread_mutex_lock(&c->mutex);
         slot = slot_take_locked(c);
-        pthread_mutex_unlock(&c->mutex);
-    }
-    if (slot == NULL) {
-        if (status == RPC_OK) {
+        if (slot == NULL && c->closing) {
+            status = RPC_CANCELLED;
+            describe(c, method, error, "this client is closing");
+        } else if (slot == NULL) {
             status = RPC_RESOURCE_EXHAUSTED;
             describe(c, method, error, "%u calls are under way already", c->concurrency);
         }
+        pthread_mutex_unlock(&c->mutex);
+    }
+    if (slot == NULL) {
         done(arg, status, NULL, error);
         return;
     }
@@ -477,10 +542,9 @@ rpc_call_async(rpc_client *c, unsigned method, const ProtobufCMessage *request, 
     start(slot, method, request, len);
 }
 
-/* A caller of rpc_call_sync(), on its stack; guarded by client->mutex. */
+/* A caller of rpc_call_sync(), on its stack. */
 typedef struct sync_wait {
-    rpc_client *client;
-    bool done;
+    _Atomic uint32_t done;
     rpc_status status;
     ProtobufCMessage *response;
     errbuf error;
@@ -490,14 +554,10 @@ static void
 on_sync_done(void *arg, rpc_status status, ProtobufCMessage *response, const char *error)
 {
     sync_wait *w = arg;
-    rpc_client *c = w->client;
-    pthread_mutex_lock(&c->mutex);
     w->status = status;
     w->response = response;
     err_set(&w->error, MOE_OK, "%s", error);
-    w->done = true;
-    pthread_cond_broadcast(&c->changed);
-    pthread_mutex_unlock(&c->mutex);
+    futex_bump(&w->done); /* w may be gone before this returns, which a futex doesn't mind */
 }
 
 /* Wait for a free slot; NULL when the client closes or the deadline passes first. */
@@ -507,7 +567,7 @@ slot_wait_locked(rpc_client *c, uint64_t deadline_ns)
     const struct timespec until = {.tv_sec = (time_t)(deadline_ns / NS_PER_S),
                                    .tv_nsec = (long)(deadline_ns % NS_PER_S)};
     while (c->free_slots == NULL && !c->closing) {
-        if (pthread_cond_timedwait(&c->changed, &c->mutex, &until) == ETIMEDOUT) break;
+        if (pthread_cond_timedwait(&c->freed, &c->mutex, &until) == ETIMEDOUT) break;
     }
     return slot_take_locked(c);
 }
@@ -522,9 +582,11 @@ call_and_wait(rpc_client *c, unsigned method, const ProtobufCMessage *request, s
     pthread_mutex_lock(&c->mutex);
     c->waiting++;
     call_slot *slot = slot_wait_locked(c, clock.deadline_ns);
+    const bool closing = c->closing;
+    pthread_mutex_unlock(&c->mutex);
     if (slot == NULL) {
-        w->status = c->closing ? RPC_CANCELLED : RPC_DEADLINE_EXCEEDED;
-        if (c->closing)
+        w->status = closing ? RPC_CANCELLED : RPC_DEADLINE_EXCEEDED;
+        if (closing)
             describe(c, method, w->error.text, "this client is closing");
         else
             describe(c, method, w->error.text, "deadline of %u ms passed, %u calls under way",
@@ -534,14 +596,12 @@ call_and_wait(rpc_client *c, unsigned method, const ProtobufCMessage *request, s
         slot->timeout_ms = clock.timeout_ms;
         slot->done = on_sync_done;
         slot->arg = w;
-        pthread_mutex_unlock(&c->mutex);
         start(slot, method, request, len);
-        pthread_mutex_lock(&c->mutex);
-        while (!w->done)
-            pthread_cond_wait(&c->changed, &c->mutex);
+        futex_wait_change(&w->done, 0, 0);
     }
+    pthread_mutex_lock(&c->mutex);
     c->waiting--;
-    pthread_cond_broadcast(&c->changed);
+    pthread_cond_broadcast(&c->freed);
     pthread_mutex_unlock(&c->mutex);
 }
 
@@ -549,7 +609,7 @@ moe_err
 rpc_call_sync(rpc_client *c, unsigned method, const ProtobufCMessage *request, uint32_t timeout_ms,
               ProtobufCMessage **response, rpc_status *status, errbuf *eb)
 {
-    sync_wait w = {.client = c};
+    sync_wait w = {.done = 0};
     size_t len = 0;
     *response = NULL;
     w.status = check_call(c, method, request, &len, w.error.text);
@@ -560,97 +620,6 @@ rpc_call_sync(rpc_client *c, unsigned method, const ProtobufCMessage *request, u
         return MOE_OK;
     }
     return err_set(eb, rpc_status_to_err(w.status), "%s", w.error.text);
-}
-
-/* ---- calls that can be left alone ---- */
-
-/* Shared by the caller and the callback, which may come after the caller has left: the last one
- * frees it. */
-struct rpc_pending {
-    const rpc_client *client;
-    _Atomic uint32_t owners;
-    _Atomic uint32_t done;
-    _Atomic uint32_t *bell;
-    rpc_status status;
-    ProtobufCMessage *response;
-    errbuf error;
-};
-
-static void
-pending_release(rpc_pending *p)
-{
-    if (atomic_fetch_sub(&p->owners, 1) != 1) return;
-    rpc_response_free(p->response);
-    free(p);
-}
-
-static void
-on_pending_done(void *arg, rpc_status status, ProtobufCMessage *response, const char *error)
-{
-    rpc_pending *p = arg;
-    p->status = status;
-    p->response = response;
-    err_set(&p->error, MOE_OK, "%s", error);
-    futex_bump(&p->done);
-    if (p->bell != NULL) futex_bump(p->bell);
-    pending_release(p);
-}
-
-rpc_pending *
-rpc_call_begin(rpc_client *c, unsigned method, const ProtobufCMessage *request, uint32_t timeout_ms,
-               _Atomic uint32_t *bell)
-{
-    rpc_pending *p = calloc(1, sizeof *p);
-    if (p == NULL) return NULL;
-    p->client = c;
-    p->bell = bell;
-    atomic_store(&p->owners, 2);
-    rpc_call_async(c, method, request, timeout_ms, on_pending_done, p);
-    return p;
-}
-
-bool
-rpc_pending_done(const rpc_pending *p)
-{
-    return atomic_load(&p->done) != 0;
-}
-
-bool
-rpc_pending_wait(rpc_pending *p, uint64_t deadline_ns)
-{
-    return futex_wait_change(&p->done, 0, deadline_ns);
-}
-
-moe_err
-rpc_pending_finish(rpc_pending *p, ProtobufCMessage **response, rpc_status *status, errbuf *eb)
-{
-    rpc_status result = RPC_CANCELLED;
-    *response = NULL;
-    if (rpc_pending_done(p)) {
-        result = p->status;
-        *response = p->response;
-        p->response = NULL;
-        if (result != RPC_OK) err_set(eb, MOE_OK, "%s", p->error.text);
-    } else {
-        err_set(eb, MOE_OK, "%s: the wait for an answer was given up", p->client->url);
-    }
-    pending_release(p);
-    if (status != NULL) *status = result;
-    return result == RPC_OK ? MOE_OK : rpc_status_to_err(result);
-}
-
-moe_err
-rpc_call_watched(rpc_client *c, unsigned method, const ProtobufCMessage *request,
-                 uint32_t timeout_ms, bool (*gone)(void *arg), void *arg, uint32_t poll_ms,
-                 ProtobufCMessage **response, rpc_status *status, errbuf *eb)
-{
-    *response = NULL;
-    if (status != NULL) *status = RPC_RESOURCE_EXHAUSTED;
-    rpc_pending *p = rpc_call_begin(c, method, request, timeout_ms, NULL);
-    if (p == NULL) return err_set(eb, MOE_ENOMEM, "%s: out of memory", c->url);
-    while (!rpc_pending_wait(p, clock_now_ns() + poll_ms * NS_PER_MS) && !gone(arg)) {
-    }
-    return rpc_pending_finish(p, response, status, eb);
 }
 
 /* ---- generated stubs ---- */
@@ -690,15 +659,177 @@ rpc_client_service(rpc_client *c)
     return &c->service;
 }
 
+/* ---- the keeper ---- */
+
+/* Take the calls that are sent (of a lost connection), or all, or those whose deadline has passed;
+ * *next_ns becomes the earliest deadline of the others. */
+typedef enum which_calls { CALLS_SENT, CALLS_ALL, CALLS_EXPIRED } which_calls;
+
+static call_slot *
+claim_locked(rpc_client *c, which_calls which, uint64_t *next_ns)
+{
+    call_slot *list = NULL, **end = &list;
+    const uint64_t now = clock_now_ns();
+    *next_ns = UINT64_MAX;
+    for (unsigned i = 0; i < c->concurrency; i++) {
+        call_slot *slot = &c->slots[i];
+        if (slot->state == CALL_FREE) continue;
+        if ((which == CALLS_SENT && slot->state != CALL_SENT) ||
+            (which == CALLS_EXPIRED && slot->deadline_ns > now)) {
+            if (slot->deadline_ns < *next_ns) *next_ns = slot->deadline_ns;
+            continue;
+        }
+        if (slot->state == CALL_QUEUED) unqueue_locked(slot);
+        slot->state = CALL_FREE;
+        slot->next = NULL;
+        *end = slot;
+        end = &slot->next;
+    }
+    return list;
+}
+
+static void
+complete_expired(call_slot *list, bool connected)
+{
+    while (list != NULL) {
+        char text[128];
+        call_slot *slot = list;
+        list = slot->next;
+        const bool sent = slot->frame == NULL;
+        snprintf(text, sizeof text, "deadline of %u ms passed%s", (unsigned)slot->timeout_ms,
+                 sent        ? ""
+                 : connected ? ", not sent"
+                             : ", no connection");
+        complete_error(slot, RPC_DEADLINE_EXCEEDED, text);
+    }
+}
+
+static void
+drop_lost_conn_locked(rpc_client *c)
+{
+    char text[MOE_ERR_TEXT_MAX + 64];
+    uint64_t next_ns;
+    rpc_conn *conn = c->conn;
+    call_slot *list = claim_locked(c, CALLS_SENT, &next_ns);
+    snprintf(text, sizeof text, "connection lost before the reply came%s", c->farewell);
+    c->farewell[0] = '\0';
+    c->conn = NULL;
+    c->lost = false;
+    pthread_mutex_unlock(&c->mutex);
+    complete_all(list, RPC_UNAVAILABLE, text);
+    rpc_conn_free(conn);
+    pthread_mutex_lock(&c->mutex);
+    free(c->proof_frame);
+    c->proof_frame = NULL;
+    c->dial_at_ns = clock_now_ns() + c->backoff_ms * NS_PER_MS;
+}
+
+static void
+dial_locked(rpc_client *c)
+{
+    c->dialling = true;
+    c->backoff_ms = c->backoff_ms * 2 < RECONNECT_MS_MAX ? c->backoff_ms * 2 : RECONNECT_MS_MAX;
+    nng_stream_dialer_dial(c->dialer, c->dial_aio);
+}
+
+static void
+on_dialled(void *arg)
+{
+    rpc_client *c = arg;
+    const rpc_conn_owner owner = {.arg = c,
+                                  .mutex = &c->mutex,
+                                  .body_bytes_max = c->message_bytes_max + MOE_ERR_TEXT_MAX,
+                                  .next_locked = on_next_locked,
+                                  .arrived = on_arrived,
+                                  .garbled = on_garbled,
+                                  .lost_locked = on_lost_locked};
+    rpc_conn *conn = NULL;
+    if (nng_aio_result(c->dial_aio) == 0)
+        rpc_conn_open(&conn, nng_aio_get_output(c->dial_aio, 0), &owner);
+    pthread_mutex_lock(&c->mutex);
+    c->dialling = false;
+    c->dial_at_ns = clock_now_ns() + c->backoff_ms * NS_PER_MS;
+    if (conn != NULL) {
+        c->conn = conn;
+        c->proof = UNPROVED;
+        atomic_store(&c->connected, true);
+        rpc_conn_start_locked(conn);
+    }
+    pthread_cond_signal(&c->wake);
+    pthread_mutex_unlock(&c->mutex);
+}
+
+/* Until wake_ns at the latest. */
+static void
+sleep_locked(rpc_client *c, uint64_t wake_ns)
+{
+    const struct timespec until = {.tv_sec = (time_t)(wake_ns / NS_PER_S),
+                                   .tv_nsec = (long)(wake_ns % NS_PER_S)};
+    c->wake_ns = wake_ns;
+    if (wake_ns == UINT64_MAX)
+        pthread_cond_wait(&c->wake, &c->mutex);
+    else
+        pthread_cond_timedwait(&c->wake, &c->mutex, &until);
+    c->wake_ns = 0;
+}
+
+static void
+keep_locked(rpc_client *c)
+{
+    while (!c->closing) {
+        uint64_t wake_ns;
+        call_slot *expired = claim_locked(c, CALLS_EXPIRED, &wake_ns);
+        const bool to_dial = c->conn == NULL && !c->dialling;
+        if (expired != NULL) {
+            const bool connected = c->conn != NULL;
+            pthread_mutex_unlock(&c->mutex);
+            complete_expired(expired, connected);
+            pthread_mutex_lock(&c->mutex);
+        } else if (c->lost) {
+            drop_lost_conn_locked(c);
+        } else if (to_dial && clock_now_ns() >= c->dial_at_ns) {
+            dial_locked(c);
+        } else {
+            if (to_dial && c->dial_at_ns < wake_ns) wake_ns = c->dial_at_ns;
+            sleep_locked(c, wake_ns);
+        }
+    }
+}
+
+static void *
+keeper_main(void *arg)
+{
+    rpc_client *c = arg;
+    uint64_t next_ns;
+    pthread_mutex_lock(&c->mutex);
+    keep_locked(c);
+    pthread_mutex_unlock(&c->mutex);
+
+    nng_aio_stop(c->dial_aio); /* from here on, conn is only changed below */
+    pthread_mutex_lock(&c->mutex);
+    call_slot *list = claim_locked(c, CALLS_ALL, &next_ns);
+    rpc_conn *conn = c->conn;
+    c->conn = NULL;
+    pthread_mutex_unlock(&c->mutex);
+    complete_all(list, RPC_CANCELLED, "this client is closing");
+    /* The dialer goes first: the stream holds on to it, and releases it on a thread of nng's. */
+    nng_stream_dialer_free(c->dialer);
+    c->dialer = NULL;
+    rpc_conn_free(conn); /* waits for callbacks that are still running */
+    return NULL;
+}
+
 /* ---- open and close ---- */
 
 static void
 client_free(rpc_client *c)
 {
-    for (unsigned i = 0; c->slots != NULL && i < c->concurrency; i++)
-        nng_aio_free(c->slots[i].aio);
+    if (c->dialer != NULL) nng_stream_dialer_free(c->dialer);
+    nng_aio_free(c->dial_aio);
+    free(c->proof_frame);
     free(c->slots);
-    pthread_cond_destroy(&c->changed);
+    pthread_cond_destroy(&c->freed);
+    pthread_cond_destroy(&c->wake);
     pthread_mutex_destroy(&c->mutex);
     explicit_bzero(&c->secret, sizeof c->secret);
     free(c);
@@ -710,7 +841,8 @@ init_locks(rpc_client *c)
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->changed, &attr);
+    pthread_cond_init(&c->wake, &attr);
+    pthread_cond_init(&c->freed, &attr);
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&c->mutex, NULL);
 }
@@ -731,67 +863,49 @@ client_create(rpc_client **out, const rpc_client_options *opt)
     c->default_timeout_ms =
         opt->default_timeout_ms != 0 ? opt->default_timeout_ms : RPC_TIMEOUT_MS_DEFAULT;
     c->concurrency = opt->concurrency != 0 ? opt->concurrency : CONCURRENCY_DEFAULT;
+    c->backoff_ms = RECONNECT_MS_MIN;
+    c->queue_end = &c->queue;
     c->slots = calloc(c->concurrency, sizeof *c->slots);
     *out = c;
-    return c->slots != NULL ? MOE_OK : MOE_ENOMEM;
-}
-
-static int
-slots_open(rpc_client *c)
-{
-    for (unsigned i = 0; i < c->concurrency; i++) {
-        call_slot *slot = &c->slots[i];
-        int rc = nng_aio_alloc(&slot->aio, on_aio, slot);
-        if (rc == 0) rc = nng_ctx_open(&slot->ctx, c->socket);
-        /* A call that was sent is never sent again: nng reports a lost connection instead. */
-        if (rc == 0) rc = nng_ctx_set_ms(slot->ctx, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE);
-        if (rc != 0) return rc;
-        slot->client = c;
-        slot->next_free = c->free_slots;
-        c->free_slots = slot;
+    if (c->slots == NULL) return MOE_ENOMEM;
+    for (unsigned i = c->concurrency; i-- > 0;) {
+        c->slots[i] = (call_slot){.client = c, .next = c->free_slots};
+        c->free_slots = &c->slots[i];
     }
-    return 0;
-}
-
-static void
-on_pipe(nng_pipe pipe, nng_pipe_ev event, void *arg)
-{
-    rpc_client *c = arg;
-    uint32_t id = (uint32_t)nng_pipe_id(pipe);
-    if (event == NNG_PIPE_EV_ADD_PRE) {
-        atomic_store(&c->connection, id);
-        return;
-    }
-    uint32_t trusted = id;
-    atomic_compare_exchange_strong(&c->trusted, &trusted, 0);
-    atomic_compare_exchange_strong(&c->connection, &id, 0);
+    return MOE_OK;
 }
 
 bool
 rpc_client_connected(const rpc_client *c)
 {
-    return atomic_load(&c->connection) != 0;
+    return atomic_load(&c->connected);
+}
+
+const char *
+rpc_client_url(const rpc_client *c)
+{
+    return c->url;
 }
 
 static moe_err
-client_dial(rpc_client *c, errbuf *eb)
+start_dialling(rpc_client *c, errbuf *eb)
 {
-    rpc_nng_mend();
-    int rc = nng_req0_open(&c->socket);
-    c->socket_open = rc == 0;
-    if (rc == 0) rc = nng_pipe_notify(c->socket, NNG_PIPE_EV_ADD_PRE, on_pipe, c);
-    if (rc == 0) rc = nng_pipe_notify(c->socket, NNG_PIPE_EV_REM_POST, on_pipe, c);
-    if (rc == 0) rc = slots_open(c);
-    if (rc == 0) rc = nng_dialer_create(&c->dialer, c->socket, c->url);
-    if (rc == 0)
-        rc = nng_dialer_set_size(c->dialer, NNG_OPT_RECVMAXSZ,
-                                 c->message_bytes_max + sizeof(rpc_header) + 64);
-    if (rc == 0) rc = nng_dialer_set_ms(c->dialer, NNG_OPT_RECONNMINT, RECONNECT_MS_MIN);
-    if (rc == 0) rc = nng_dialer_set_ms(c->dialer, NNG_OPT_RECONNMAXT, RECONNECT_MS_MAX);
-    if (rc == 0) rc = nng_dialer_start(c->dialer, NNG_FLAG_NONBLOCK);
+    int rc = nng_stream_dialer_alloc(&c->dialer, c->url);
+    if (rc == 0) rc = nng_aio_alloc(&c->dial_aio, on_dialled, c);
     if (rc != 0)
         return err_set(eb, rc == NNG_ENOMEM ? MOE_ENOMEM : MOE_EIO, "can't dial %s: %s", c->url,
                        nng_strerror(rc));
+    /* Of tcp; ipc knows neither. */
+    nng_stream_dialer_set_bool(c->dialer, NNG_OPT_TCP_NODELAY, true);
+    nng_stream_dialer_set_bool(c->dialer, NNG_OPT_TCP_KEEPALIVE, true);
+
+    sigset_t all, old;
+    sigfillset(&all); /* signals are for the threads that know them */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    c->keeper_started = pthread_create(&c->keeper, NULL, keeper_main, c) == 0;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (!c->keeper_started) return err_set(eb, MOE_EIO, "can't dial %s: no thread", c->url);
+    pthread_setname_np(c->keeper, "rpc-client");
     return MOE_OK;
 }
 
@@ -822,7 +936,7 @@ rpc_client_open(rpc_client **out, const rpc_client_options *opt, errbuf *eb)
         err = err_set(eb, MOE_EIO, "no random numbers from the system");
     if (err == MOE_OK) {
         c->incarnation |= 1; /* never 0 */
-        err = client_dial(c, eb);
+        err = start_dialling(c, eb);
     }
     if (err != MOE_OK) {
         rpc_client_close(c);
@@ -838,17 +952,14 @@ rpc_client_close(rpc_client *c)
     if (c == NULL) return;
     pthread_mutex_lock(&c->mutex);
     c->closing = true;
-    pthread_cond_broadcast(&c->changed);
-    while (c->inside != 0)
-        pthread_cond_wait(&c->changed, &c->mutex);
+    pthread_cond_signal(&c->wake);
+    pthread_cond_broadcast(&c->freed);
     pthread_mutex_unlock(&c->mutex);
 
-    /* Closing ends every aio with NNG_ECLOSED. */
-    if (c->socket_open && !rpc_nng_close(c->socket)) return;
-
+    if (c->keeper_started) pthread_join(c->keeper, NULL);
     pthread_mutex_lock(&c->mutex);
-    while (c->busy != 0 || c->waiting != 0)
-        pthread_cond_wait(&c->changed, &c->mutex);
+    while (c->waiting != 0)
+        pthread_cond_wait(&c->freed, &c->mutex);
     pthread_mutex_unlock(&c->mutex);
-    client_free(c); /* waits for callbacks that are still running */
+    client_free(c);
 }

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/cpu.h"
 #include "common/log.h"
@@ -19,10 +18,6 @@
  * than this. */
 #define KV_BYTES_DEFAULT ((size_t)1 << 30)
 #define MODEL_LEN_DEFAULT 4096u
-
-/* Closing a socket can hang in nng 1.5 (proto/rpc_server.c): then SIGALRM ends the process.  What
- * it leaves behind is removed by its next life. */
-#define STOP_LIMIT_S 15
 
 static membership *running;
 static _Atomic bool stopping;
@@ -189,7 +184,6 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     signal(SIGINT, SIG_IGN);
 
 done:
-    alarm(STOP_LIMIT_S);
     if (err) LOG_ERROR("router", "%s", eb->text);
     router_service_stop(service); /* first: its handlers use what follows */
     membership_close(running);

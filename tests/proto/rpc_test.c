@@ -9,6 +9,7 @@
 
 #include "common/clock.h"
 #include "echo_service.h"
+#include "tests/support/tsan_nng.h"
 
 #define LONG_MS 20000
 
@@ -440,7 +441,6 @@ Test(rpc, refuses_wrong_options_and_unknown_methods)
     cr_expect(strstr(eb.text, "contains itself") != NULL, "%s", eb.text);
 
     connect_with((rpc_client_options){0});
-    expect_echo("connected"); /* nng leaks what is still connecting when a listener closes */
     echo_request request = say("");
     echo_response *response;
     cr_expect_eq(call(17, &request, LONG_MS, &response), RPC_UNIMPLEMENTED);
