@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "common/affinity.h"
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
@@ -18,7 +19,7 @@ on_signal(int sig)
 }
 
 typedef struct options {
-    const char *model, *run_dir, *dtype, *transport, *packed_cache, *log_level;
+    const char *model, *run_dir, *dtype, *transport, *packed_cache, *cpu_affinity, *log_level;
     int64_t worker_id, threads;
     bool profile;
 } options;
@@ -54,7 +55,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     const uint64_t incarnation = incarnation_draw();
     int rc = 1;
 
-    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    moe_err err = affinity_apply(o->cpu_affinity, (uint32_t)o->worker_id, eb);
+    if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (err) goto done;
     identity_init(&id, ckpt, &kernels, dtype, dtype, dtype);
     err = pool_create(&compute_pool, (uint32_t)o->threads);
@@ -124,6 +126,8 @@ main(int argc, char **argv)
          "compute threads; 0 = all CPUs"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
+        {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,
+         "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},
         {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
          "say in the log, every 5 s and at the end, which share of the time each phase takes"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/affinity.h"
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
@@ -38,7 +39,7 @@ on_signal(int sig)
 
 typedef struct options {
     const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
-        *transport, *packed_cache, *log_level;
+        *transport, *packed_cache, *cpu_affinity, *log_level;
     int64_t router_id, workers, max_num_seqs, max_num_batched_tokens, max_model_len, num_kv_blocks,
         micro_batches, threads, worker_timeout_ms;
     bool profile, print_run_id;
@@ -92,7 +93,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     transformer_config sizes = {0};
     identity id;
 
-    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    moe_err err = affinity_apply(o->cpu_affinity, (uint32_t)o->router_id, eb);
+    if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (err) goto done;
     const model_config *model = checkpoint_config(ckpt);
     sizes = size_transformer(o, model);
@@ -241,6 +243,8 @@ main(int argc, char **argv)
          "ms", "a worker whose heartbeats stop for so long is given up"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
+        {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,
+         "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},
         {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
          "say in the log, every 5 s and at the end, which share of the time each phase takes"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
