@@ -270,7 +270,9 @@ Test(rpc, hands_calls_over_in_the_order_they_were_made_also_when_slots_are_short
         snprintf(text, sizeof text, "%u", i);
         echo_wait_held(&echo, i + 1);
         cr_expect_str_eq(echo.held[i].request->text, text);
+        pthread_mutex_lock(&echo.mutex);
         cr_expect_leq(echo.held_count, i + 2);
+        pthread_mutex_unlock(&echo.mutex);
         echo_answer(echo.held[i].call, echo.held[i].request, 1);
     }
     wait_results(CALL_COUNT);
