@@ -23,8 +23,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Room to read into; a larger frame gets a larger buffer until it was handled. */
+/* Room to read into.  A larger frame gets a larger buffer, which is kept up to a limit: fresh pages
+ * for each large frame take as long as its bytes. */
 #define BUFFER_BYTES (16u << 10)
+#define BUFFER_KEPT_BYTES (RPC_MESSAGE_BYTES_DEFAULT + 4096)
 
 struct rpc_conn {
     rpc_conn_owner owner;
@@ -165,12 +167,14 @@ submit_read_locked(rpc_conn *c)
 static bool
 make_room(rpc_conn *c, size_t frame_bytes)
 {
-    const size_t capacity = frame_bytes > BUFFER_BYTES ? frame_bytes : BUFFER_BYTES;
     const size_t held = c->end - c->start;
+    size_t capacity = c->capacity;
+    if (held == 0 && capacity > BUFFER_KEPT_BYTES) capacity = BUFFER_BYTES;
+    if (frame_bytes > capacity) capacity = frame_bytes;
     memmove(c->buffer, c->buffer + c->start, held);
     c->start = 0;
     c->end = held;
-    if (capacity == c->capacity || (capacity < c->capacity && held > capacity)) return true;
+    if (capacity == c->capacity) return true;
     uint8_t *resized = realloc(c->buffer, capacity);
     if (resized == NULL) return capacity < c->capacity;
     c->buffer = resized;
