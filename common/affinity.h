@@ -40,4 +40,15 @@ moe_err affinity_choose(const char *choice, uint32_t index, const cpu_set_t *all
  *   MOE_EIO     the kernel refuses  */
 moe_err affinity_apply(const char *choice, uint32_t index, errbuf *eb);
 
+/* Where the threads of the index-th process's pool begin (pool_bind()): pools that are smaller than
+ * the machine lie side by side, others begin a CPU further each. */
+static inline uint32_t
+affinity_first(uint32_t index, uint32_t threads)
+{
+    cpu_set_t set;
+    const bool known = sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0;
+    const uint32_t cpus = known ? (uint32_t)CPU_COUNT(&set) : 1;
+    return threads % cpus == 0 ? index % cpus : index * threads % cpus;
+}
+
 #endif

@@ -27,6 +27,8 @@ struct pool {
     void *arg;
     uint32_t item_count;
     uint32_t thread_count;
+    bool bound;
+    cpu_set_t caller_cpu; /* where bound */
     _Atomic bool stopping;
 
     _Alignas(64) _Atomic uint32_t generation; /* bumped once a loop: helpers wait for it */
@@ -148,6 +150,40 @@ uint32_t
 pool_size(const pool *p)
 {
     return p->thread_count;
+}
+
+/* The n-th CPU of a set, in a circle. */
+static cpu_set_t
+nth_cpu(const cpu_set_t *set, uint32_t n)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    n %= (uint32_t)CPU_COUNT(set);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, set) || n-- > 0) continue;
+        CPU_SET(cpu, &one);
+        break;
+    }
+    return one;
+}
+
+void
+pool_bind(pool *p, uint32_t first)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) == 0) return;
+    p->bound = true;
+    p->caller_cpu = nth_cpu(&set, first);
+    for (uint32_t i = 1; i < p->thread_count; i++) {
+        const cpu_set_t one = nth_cpu(&set, first + i);
+        pthread_setaffinity_np(p->workers[i - 1].thread, sizeof one, &one);
+    }
+}
+
+void
+pool_bind_caller(const pool *p)
+{
+    if (p->bound) pthread_setaffinity_np(pthread_self(), sizeof p->caller_cpu, &p->caller_cpu);
 }
 
 void

@@ -31,6 +31,13 @@ void pool_free(pool *p);
 
 uint32_t pool_size(const pool *p);
 
+/* Bind thread i to the (first + i)-th CPU that this process may use, counted in a circle, so that
+ * the kernel never puts two threads of a loop on one CPU.  Which of them calls pool_run() binds
+ * itself, by pool_bind_caller() on its own thread.  Best effort: what the kernel refuses stays as
+ * it is. */
+void pool_bind(pool *p, uint32_t first);
+void pool_bind_caller(const pool *p);
+
 /* Call fn(arg, i, thread) once for every i, and return when all calls have returned; what they
  * wrote can then be read.  item_count <= POOL_ITEM_MAX. */
 void pool_run(pool *p, pool_fn *fn, void *arg, uint32_t item_count);

@@ -71,6 +71,7 @@ compute_main(void *arg)
 {
     compute *c = arg;
     dispatch_view views[VIEWS_MAX];
+    pool_bind_caller(c->pool);
     while (worker_end_wait(c->exchange, 0)) {
         const uint32_t count = worker_end_take(c->exchange, views, VIEWS_MAX);
         if (count == 0) continue;

@@ -108,6 +108,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
         err_set(eb, err, "can't start the compute threads (%s)", moe_err_name(err));
         goto done;
     }
+    if (strcmp(o->cpu_affinity, "none") != 0) pool_bind(threads, 0);
     identity_init(&id, ckpt, &kernels, sizes.expert_dtype, sizes.attn_dtype, sizes.kv_dtype);
     sizes.phases = &profile;
     sizes.packed_cache = (weight_cache){o->packed_cache, id.model.fingerprint};

@@ -310,6 +310,7 @@ static void *
 step_main(void *arg)
 {
     stepper *s = arg;
+    transformer_bind_thread(s->config.transformer);
     while (!atomic_load(&s->stopping)) {
         const uint32_t seen = atomic_load(&s->bell);
         queued_step next;

@@ -221,6 +221,12 @@ transformer_free(transformer *tf)
     free(tf);
 }
 
+void
+transformer_bind_thread(const transformer *tf)
+{
+    pool_bind_caller(tf->pool);
+}
+
 const uint64_t *
 transformer_expert_tokens(const transformer *tf)
 {

@@ -107,6 +107,9 @@ moe_err transformer_create(transformer **out, const checkpoint *c, const kernel_
                            pool *p, const transformer_config *config, errbuf *eb);
 void transformer_free(transformer *tf); /* accepts NULL */
 
+/* The calling thread is the step thread: bind it as the pool is bound (pool_bind_caller()). */
+void transformer_bind_thread(const transformer *tf);
+
 /* Limits of the exchange that fits this transformer. */
 exchange_limits transformer_exchange_limits(const transformer *tf);
 

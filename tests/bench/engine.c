@@ -343,8 +343,8 @@ start(engine_options *o, int argc, char **argv)
     return run(o, batches, count, &eb) == MOE_OK ? 0 : bench_fail("engine", eb.text);
 }
 
-static const char dtypes[] = "f32|float32|bf16|bfloat16|int8";
-static const char auto_dtypes[] = "auto|f32|float32|bf16|bfloat16|int8";
+static const char dtypes[] = "f32|float32|bf16|bfloat16|int8|int4";
+static const char auto_dtypes[] = "auto|f32|float32|bf16|bfloat16|int8|int4";
 
 int
 bench_engine(int argc, char **argv)
@@ -359,7 +359,7 @@ bench_engine(int argc, char **argv)
         {"attn-dtype", NULL, FLAG_CHOICE, &o.cell.attn_dtype, "auto", 0, 0, auto_dtypes, NULL,
          "attention and head weights; auto = as --dtype"},
         {"kv-cache-dtype", "kv-dtype", FLAG_CHOICE, &o.cell.kv_dtype, "auto", 0, 0,
-         "auto|f32|float32|bf16|bfloat16", NULL, "keys and values"},
+         "auto|f32|float32|bf16|bfloat16|int8", NULL, "keys and values"},
         {"workers", NULL, FLAG_INT, &o.workers, "1", 0, 64, NULL, NULL,
          "expert workers; 0 = router and experts in one process, without an exchange"},
         {"parallelism", NULL, FLAG_CHOICE, &o.cell.parallelism, "ep", 0, 0, "ep|tp", NULL,
