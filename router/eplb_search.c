@@ -1,0 +1,392 @@
+#include "router/eplb_search.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "router/eplb.h"
+
+#define GAIN_MIN 1e-9      /* of the slowest time: what a step must gain */
+#define ROOM_WORKERS_MAX 3 /* where make_room() looks: the fastest workers, */
+#define ROOM_SLOTS_MAX 3   /* and their smallest parts */
+#define RELABEL_WORKERS_MAX 512u
+
+/* One allocation besides the layers. */
+struct eplb_search {
+    const eplb_fleet *fleet;
+    eplb_layer *saved, *trial, *best;
+    uint32_t num_groups, num_nodes;
+    uint32_t usable_count;                /* workers that have slots */
+    bool equal_slots;                     /* all of them the same number */
+    float *weights;                       /* [E] */
+    uint32_t *usable;                     /* [W] */
+    uint32_t *phy2log, *phyrank, *logcnt; /* [S] [S] [E] of DeepSeek's solution */
+    uint32_t *labels;                     /* [W] new number of each worker while relabelling */
+    uint16_t *overlaps;                   /* [W][W] experts of one that another hosts already */
+    unsigned char *taken;                 /* [W] is this number given away? */
+    unsigned char *on_slowest;            /* [E] is it on the slowest worker? */
+    unsigned char *is_host;               /* [W] of the expert that is looked at */
+};
+
+/* Expert in slot `from` of the slowest worker goes to worker `to`, in exchange for slot `back`
+ * there unless that is EPLB_NO_SLOT. */
+typedef struct search_step {
+    uint32_t from, to, back;
+    bool keep;    /* `from` keeps the expert too */
+    double score; /* what the slower of the two workers gains, for each expert moved */
+} search_step;
+
+moe_err
+eplb_search_create(eplb_search **out, const eplb_fleet *fleet, uint32_t num_groups,
+                   uint32_t num_nodes)
+{
+    *out = NULL;
+    const size_t e = fleet->num_experts, w = fleet->worker_count, n = fleet->slot_count;
+    const size_t pairs = w <= RELABEL_WORKERS_MAX ? w * w : 0;
+    eplb_search *s = calloc(1, sizeof *s + (2 * e + 2 * w + 2 * n) * 4 + pairs * 2 + e + 2 * w);
+    if (s == NULL) return MOE_ENOMEM;
+    s->fleet = fleet;
+    s->num_groups = num_groups;
+    s->num_nodes = num_nodes;
+    s->weights = (float *)(s + 1);
+    s->usable = (uint32_t *)(s->weights + e);
+    s->phy2log = s->usable + w;
+    s->phyrank = s->phy2log + n;
+    s->logcnt = s->phyrank + n;
+    s->labels = s->logcnt + e;
+    s->overlaps = (uint16_t *)(s->labels + w);
+    s->on_slowest = (unsigned char *)(s->overlaps + pairs);
+    s->is_host = s->on_slowest + e;
+    s->taken = s->is_host + w;
+    s->equal_slots = true;
+    for (uint32_t i = 0; i < w; i++) {
+        const uint32_t count = fleet->slot_first[i + 1] - fleet->slot_first[i];
+        if (count == 0) continue;
+        s->usable[s->usable_count++] = i;
+        if (count * s->usable_count != fleet->slot_first[i + 1]) s->equal_slots = false;
+    }
+    s->saved = eplb_layer_create(fleet);
+    s->trial = eplb_layer_create(fleet);
+    s->best = eplb_layer_create(fleet);
+    if (s->saved == NULL || s->trial == NULL || s->best == NULL) {
+        eplb_search_free(s);
+        return MOE_ENOMEM;
+    }
+    *out = s;
+    return MOE_OK;
+}
+
+void
+eplb_search_free(eplb_search *s)
+{
+    if (s == NULL) return;
+    free(s->saved);
+    free(s->trial);
+    free(s->best);
+    free(s);
+}
+
+/* Time of the slower of two workers when rows go from a to b. */
+static double
+pair_time(const eplb_layer *l, uint32_t a, uint32_t b, double rows)
+{
+    const double ta = (l->rows[a] - rows) / l->fleet->speeds[a];
+    const double tb = (l->rows[b] + rows) / l->fleet->speeds[b];
+    return ta > tb ? ta : tb;
+}
+
+static void
+offer(search_step *best, search_step step, double gain, uint32_t moves, double least)
+{
+    step.score = gain / moves;
+    if (gain > least && step.score > best->score) *best = step;
+}
+
+/* Into an empty slot: all of the rows, or as many as make both equally slow. */
+static void
+offer_room(const eplb_layer *l, uint32_t a, uint32_t slot, uint32_t b, bool add_replicas,
+           double slowest, search_step *best)
+{
+    const double va = l->fleet->speeds[a], vb = l->fleet->speeds[b];
+    const double level = (l->rows[a] * vb - l->rows[b] * va) / (va + vb);
+    const bool keep = level < l->parts[slot];
+    const double rows = keep && add_replicas ? level : l->parts[slot];
+    if (level <= 0) return;
+    const search_step step = {slot, b, EPLB_NO_SLOT, keep && add_replicas, 0};
+    offer(best, step, slowest - pair_time(l, a, b, rows), 1, GAIN_MIN * slowest);
+}
+
+static void
+offer_exchanges(const eplb_search *s, const eplb_layer *l, uint32_t a, uint32_t slot, uint32_t b,
+                double slowest, search_step *best)
+{
+    for (uint32_t back = l->fleet->slot_first[b]; back < l->fleet->slot_first[b + 1]; back++) {
+        const uint32_t f = l->slots[back];
+        if (f == PLACEMENT_EMPTY || s->on_slowest[f]) continue;
+        const double rows = l->parts[slot] - l->parts[back];
+        if (rows <= 0) continue;
+        const search_step step = {slot, b, back, false, 0};
+        offer(best, step, slowest - pair_time(l, a, b, rows), 2, GAIN_MIN * slowest);
+    }
+}
+
+/* The step that gains most for each expert moved. */
+static search_step
+find_step(eplb_search *s, const eplb_layer *l, bool add_replicas)
+{
+    const eplb_fleet *f = l->fleet;
+    search_step best = {EPLB_NO_SLOT, 0, EPLB_NO_SLOT, false, 0};
+    uint32_t a = 0;
+    const double slowest = eplb_layer_slowest(l, &a);
+    memset(s->on_slowest, 0, f->num_experts);
+    for (uint32_t i = f->slot_first[a]; i < f->slot_first[a + 1]; i++)
+        if (l->slots[i] != PLACEMENT_EMPTY) s->on_slowest[l->slots[i]] = 1;
+
+    for (uint32_t i = f->slot_first[a]; i < f->slot_first[a + 1]; i++) {
+        if (l->slots[i] == PLACEMENT_EMPTY || l->parts[i] <= 0) continue;
+        memset(s->is_host, 0, f->worker_count);
+        for (uint32_t h = l->heads[l->slots[i]]; h != EPLB_NO_SLOT; h = l->nexts[h])
+            s->is_host[l->owners[h]] = 1;
+        for (uint32_t u = 0; u < s->usable_count; u++) {
+            const uint32_t b = s->usable[u];
+            if (s->is_host[b]) continue;
+            if (l->spares[b] != 0) offer_room(l, a, i, b, add_replicas, slowest, &best);
+            offer_exchanges(s, l, a, i, b, slowest, &best);
+        }
+    }
+    return best;
+}
+
+static void
+take_step(eplb_layer *l, const search_step *step)
+{
+    const uint32_t e = l->slots[step->from], a = l->owners[step->from];
+    if (!step->keep) eplb_layer_remove(l, step->from);
+    if (step->back != EPLB_NO_SLOT) {
+        const uint32_t f = l->slots[step->back];
+        eplb_layer_remove(l, step->back);
+        eplb_layer_add(l, f, a);
+        eplb_layer_add(l, e, step->to);
+        eplb_layer_refill(l, f);
+    } else {
+        eplb_layer_add(l, e, step->to);
+    }
+    eplb_layer_refill(l, e);
+    eplb_layer_settle(l);
+}
+
+/* The n-th smallest part of the worker's slots, in the order (part, slot); EPLB_NO_SLOT past the
+ * last. `after` is the one before it, or EPLB_NO_SLOT. */
+static uint32_t
+next_smallest(const eplb_layer *l, uint32_t worker, uint32_t after)
+{
+    uint32_t best = EPLB_NO_SLOT;
+    for (uint32_t i = l->fleet->slot_first[worker]; i < l->fleet->slot_first[worker + 1]; i++) {
+        if (l->slots[i] == PLACEMENT_EMPTY) continue;
+        if (after != EPLB_NO_SLOT &&
+            (l->parts[i] < l->parts[after] || (l->parts[i] == l->parts[after] && i <= after)))
+            continue;
+        if (best == EPLB_NO_SLOT || l->parts[i] < l->parts[best]) best = i;
+    }
+    return best;
+}
+
+static uint32_t
+next_fastest(const eplb_search *s, const eplb_layer *l, uint32_t after)
+{
+    uint32_t best = EPLB_NO_SLOT;
+    for (uint32_t u = 0; u < s->usable_count; u++) {
+        const uint32_t w = s->usable[u];
+        const double time = eplb_layer_time(l, w);
+        if (after != EPLB_NO_SLOT) {
+            const double last = eplb_layer_time(l, after);
+            if (time < last || (time == last && w <= after)) continue;
+        }
+        if (best == EPLB_NO_SLOT || time < eplb_layer_time(l, best)) best = w;
+    }
+    return best;
+}
+
+/* Empty the slot: its expert is elsewhere too, or goes to the fastest other worker with room. */
+static bool
+clear_slot(const eplb_search *s, eplb_layer *l, uint32_t slot)
+{
+    const uint32_t f = l->slots[slot], b = l->owners[slot];
+    if (l->nexts[l->heads[f]] == EPLB_NO_SLOT) {
+        uint32_t c = next_fastest(s, l, EPLB_NO_SLOT);
+        while (c != EPLB_NO_SLOT && (c == b || l->spares[c] == 0))
+            c = next_fastest(s, l, c);
+        if (c == EPLB_NO_SLOT) return false;
+        eplb_layer_add(l, f, c);
+    }
+    eplb_layer_remove(l, slot);
+    eplb_layer_refill(l, f);
+    eplb_layer_settle(l);
+    return true;
+}
+
+/* When no single step helps: empty a slot of a fast worker, so that a replica fits in.  l changes
+ * only if that pays. */
+static bool
+make_room(eplb_search *s, eplb_layer *l)
+{
+    uint32_t a;
+    const double slowest = eplb_layer_slowest(l, &a);
+    uint32_t b = EPLB_NO_SLOT;
+    for (uint32_t i = 0; i < ROOM_WORKERS_MAX; i++) {
+        b = next_fastest(s, l, b);
+        if (b == EPLB_NO_SLOT || b == a) return false;
+        uint32_t slot = EPLB_NO_SLOT;
+        for (uint32_t j = 0; j < ROOM_SLOTS_MAX; j++) {
+            slot = next_smallest(l, b, slot);
+            if (slot == EPLB_NO_SLOT) break;
+            eplb_layer_copy(s->trial, l);
+            if (!clear_slot(s, s->trial, slot)) continue;
+            const search_step step = find_step(s, s->trial, true);
+            if (step.from != EPLB_NO_SLOT) take_step(s->trial, &step);
+            if (eplb_layer_slowest(s->trial, &a) < slowest * (1 - GAIN_MIN)) {
+                eplb_layer_copy(l, s->trial);
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void
+eplb_search_improve(eplb_search *s, eplb_layer *l, bool add_replicas, double tolerance)
+{
+    for (uint32_t i = 0; i < 4 * l->fleet->slot_count + 64; i++) { /* a bound, never met yet */
+        uint32_t w;
+        const double slowest = eplb_layer_slowest(l, &w);
+        if (slowest <= l->ideal * (1 + tolerance)) return;
+        const search_step step = find_step(s, l, add_replicas);
+        if (step.from == EPLB_NO_SLOT) {
+            if (!add_replicas || !make_room(s, l)) return;
+            continue;
+        }
+        eplb_layer_copy(s->saved, l);
+        take_step(l, &step);
+        if (eplb_layer_slowest(l, &w) > slowest) { /* by rounding only */
+            eplb_layer_copy(l, s->saved);
+            return;
+        }
+    }
+}
+
+/* DeepSeek's solution for as many slots on each worker; replicas that meet on one worker become
+ * one. */
+static bool
+start_deepseek(eplb_search *s, eplb_layer *l, uint32_t num_groups, uint32_t num_nodes)
+{
+    const eplb_fleet *f = l->fleet;
+    const eplb_shape shape = {1,          f->num_experts, f->slot_count,
+                              num_groups, num_nodes,      s->usable_count};
+    for (uint32_t e = 0; e < f->num_experts; e++)
+        s->weights[e] = (float)l->loads[e];
+    if (eplb_rebalance_experts(&shape, s->weights, s->phy2log, s->phyrank, s->logcnt, NULL))
+        return false;
+    eplb_layer_reset(l, l->loads);
+    const uint32_t per_worker = f->slot_count / s->usable_count;
+    for (uint32_t p = 0; p < f->slot_count; p++) {
+        const uint32_t e = s->phy2log[p], w = s->usable[p / per_worker];
+        const double rows = l->loads[e] / s->logcnt[e];
+        uint32_t slot = eplb_layer_find(l, e, w);
+        if (slot == EPLB_NO_SLOT) slot = eplb_layer_add(l, e, w);
+        l->parts[slot] += rows;
+        l->rows[w] += rows;
+    }
+    eplb_layer_settle(l);
+    return true;
+}
+
+static void
+keep_better(eplb_layer *best, const eplb_layer *l, double *least)
+{
+    uint32_t w;
+    const double slowest = eplb_layer_slowest(l, &w);
+    if (*least >= 0 && slowest >= *least) return;
+    *least = slowest;
+    eplb_layer_copy(best, l);
+}
+
+void
+eplb_search_fresh(eplb_search *s, eplb_layer *l, double tolerance)
+{
+    double least = -1;
+    for (uint32_t nodes = 1;; nodes = s->num_nodes) {
+        if (s->equal_slots && start_deepseek(s, l, nodes == 1 ? 1 : s->num_groups, nodes)) {
+            eplb_search_improve(s, l, true, tolerance);
+            keep_better(s->best, l, &least);
+        }
+        if (nodes == s->num_nodes) break;
+    }
+    if (least < 0 || least > l->ideal * (1 + tolerance)) {
+        eplb_layer_start(l, l->loads, NULL, 0);
+        eplb_search_improve(s, l, true, tolerance);
+        keep_better(s->best, l, &least);
+    }
+    eplb_layer_copy(l, s->best);
+}
+
+static bool
+is_like(const eplb_fleet *f, uint32_t a, uint32_t b)
+{
+    return f->speeds[a] == f->speeds[b] &&
+           f->slot_first[a + 1] - f->slot_first[a] == f->slot_first[b + 1] - f->slot_first[b];
+}
+
+/* Returns the largest overlap. */
+static uint32_t
+count_overlaps(eplb_search *s, const eplb_layer *l, const placement *from, uint32_t layer)
+{
+    const uint32_t workers = l->fleet->worker_count;
+    uint32_t most = 0;
+    memset(s->overlaps, 0, (size_t)workers * workers * sizeof *s->overlaps);
+    for (uint32_t i = 0; i < l->fleet->slot_count; i++) {
+        if (l->slots[i] == PLACEMENT_EMPTY) continue;
+        uint32_t count;
+        const uint32_t *hosts = placement_hosts(from, layer, l->slots[i], &count);
+        for (uint32_t h = 0; h < count && hosts[h] < workers; h++) {
+            uint16_t *overlap = &s->overlaps[(size_t)l->owners[i] * workers + hosts[h]];
+            if (*overlap < UINT16_MAX) ++*overlap;
+            if (*overlap > most) most = *overlap;
+        }
+    }
+    return most;
+}
+
+/* Numbers go to the workers that have most in common with their old bearers, largest first. */
+static void
+choose_labels(eplb_search *s, const eplb_fleet *f, uint32_t most)
+{
+    const uint32_t workers = f->worker_count;
+    memset(s->labels, 0xff, workers * sizeof *s->labels);
+    memset(s->taken, 0, workers);
+    for (uint32_t overlap = most + 1; overlap-- > 0;) {
+        for (uint32_t a = 0; a < workers; a++) {
+            for (uint32_t b = 0; b < workers && s->labels[a] == UINT32_MAX; b++) {
+                if (s->overlaps[(size_t)a * workers + b] != overlap) continue;
+                if (s->taken[b] || !is_like(f, a, b)) continue;
+                s->labels[a] = b;
+                s->taken[b] = 1;
+            }
+        }
+    }
+}
+
+void
+eplb_search_relabel(eplb_search *s, eplb_layer *l, const placement *from, uint32_t layer)
+{
+    const eplb_fleet *f = l->fleet;
+    if (f->worker_count > RELABEL_WORKERS_MAX) return;
+    choose_labels(s, f, count_overlaps(s, l, from, layer));
+    eplb_layer *to = s->trial;
+    eplb_layer_reset(to, l->loads);
+    for (uint32_t i = 0; i < f->slot_count; i++) {
+        if (l->slots[i] == PLACEMENT_EMPTY) continue;
+        const uint32_t w = s->labels[l->owners[i]];
+        to->parts[eplb_layer_add(to, l->slots[i], w)] = l->parts[i];
+        to->rows[w] += l->parts[i];
+    }
+    eplb_layer_copy(l, to);
+}
