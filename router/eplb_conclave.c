@@ -116,7 +116,16 @@ propose(decision *d, uint32_t kind, uint32_t layer)
     }
 }
 
-/* Is the proposal better than what the choice has so far?  Then it is the choice. */
+/* Does it pay to gain so much for so much?  Asked of every proposal, and of what a later one has
+ * beyond the choice so far: the last percent is not worth moving everything. */
+static bool
+pays(const decision *d, double gain, double cost)
+{
+    const eplb_costs *c = &d->in->costs;
+    return gain > 0 && gain >= c->gain_min * d->base->ideal * d->gain_per_row &&
+           gain >= c->hysteresis * cost;
+}
+
 static void
 weigh(decision *d, layer_choice *choice, double noise)
 {
@@ -126,16 +135,19 @@ weigh(decision *d, layer_choice *choice, double noise)
     const double extra = moves > choice->base_moves ? moves - choice->base_moves : 0;
     const double gain = (choice->before - after - noise) * d->gain_per_row;
     const double cost = extra * d->cost_per_move;
-    const double least = d->in->costs.gain_min * choice->before * d->gain_per_row;
-    const bool enough = gain > 0 && gain >= least;
-    const bool worth = enough && gain >= d->in->costs.hysteresis * cost;
-    if (enough) choice->too_small = false;
-    if (choice->worth && (!worth || gain - cost <= choice->gain_ns - choice->cost_ns)) return;
-    if (!worth && gain <= choice->gain_ns) return; /* only to tell what was turned down */
+    if (pays(d, gain, 0)) choice->too_small = false;
+    if (choice->worth) {
+        if (!pays(d, gain - choice->gain_ns, cost - choice->cost_ns)) return;
+    } else if (!pays(d, gain, cost)) {
+        if (gain > choice->gain_ns) { /* only to tell what was turned down */
+            choice->gain_ns = gain;
+            choice->cost_ns = cost;
+        }
+        return;
+    }
+    choice->worth = true;
     choice->gain_ns = gain;
     choice->cost_ns = cost;
-    if (!worth) return;
-    choice->worth = true;
     choice->after = after;
     choice->moves = moves;
     eplb_layer_copy(d->best, d->plan);
@@ -157,7 +169,7 @@ choose_for_layer(decision *d, uint32_t layer)
 
     const double noise = chance(d, d->base);
     const double most = choice->before - d->base->ideal - noise;
-    if (most <= 0 || most < d->in->costs.gain_min * choice->before) return;
+    if (most <= 0 || most < d->in->costs.gain_min * d->base->ideal) return;
     for (uint32_t kind = 0; kind < PROPOSALS; kind++) {
         propose(d, kind, layer);
         weigh(d, choice, noise);

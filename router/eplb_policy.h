@@ -9,15 +9,15 @@
  *   rearranged  experts change places, no replica is added
  *   extended    as few experts as possible change, replicas may be added
  *   fresh       solved anew, workers relabelled so that most experts stay
- * and takes the one with the largest gain less cost:
+ * and takes a later one only if what it gains beyond the one before pays for itself:
  *   gain  what the slowest worker's time falls by, over the next interval, beyond what chance
  *         explains: counts of N rows vary by sqrt(N), so a slowest worker is partly slow by luck,
  *         and the new placement is partly fitted to that luck
  *   cost  bytes to move, at their price
- * A layer is adopted if its gain is at least gain_min of its time, and hysteresis times its cost.
- * Layers are taken in the order of gain per byte, and what is moved later in the interval has less
- * of it left to gain from.  Experts without a host (their worker is gone, or is drained) are placed
- * whatever it costs.
+ * A layer is adopted if its gain is at least gain_min of its ideal time, and hysteresis times its
+ * cost. Layers are taken in the order of gain per byte, and what is moved later in the interval has
+ * less of it left to gain from.  Experts without a host (their worker is gone, or is drained) are
+ * placed whatever it costs.
  *
  *   L layers   E experts   W workers
  *   a worker's time is its rows divided by its speed
@@ -58,7 +58,7 @@ typedef struct eplb_costs {
     double move_interference; /* part of its speed that serving loses while experts move, 0 .. 1: a
                                  byte costs move_interference / move_bytes_per_s seconds */
     uint32_t interval_steps;  /* until the next decision */
-    double gain_min;          /* least gain, as a part of the layer's time */
+    double gain_min;          /* least gain, as a part of the layer's ideal time */
     double hysteresis;        /* least gain, in costs */
     double noise_sigmas;      /* beyond what the slowest of all workers shows by chance; negative:
                                  take counts as exact */

@@ -5,9 +5,11 @@
 
 #include "router/eplb.h"
 
-#define GAIN_MIN 1e-9      /* of the slowest time: what a step must gain */
-#define ROOM_WORKERS_MAX 3 /* where make_room() looks: the fastest workers, */
-#define ROOM_SLOTS_MAX 3   /* and their smallest parts */
+#define GAIN_MIN 1e-9       /* of the slowest time: what a step must gain */
+#define EQUALLY_SLOW 1e-6   /* more than what settling leaves */
+#define ROOM_WORKERS_MAX 3  /* where make_room() looks: the fastest workers, */
+#define ROOM_SLOTS_MAX 3    /* and their smallest parts, */
+#define ROOM_REPLICAS_MAX 4 /* and the smallest replicas of all */
 #define RELABEL_WORKERS_MAX 512u
 
 /* One allocation besides the layers. */
@@ -129,14 +131,12 @@ offer_exchanges(const eplb_search *s, const eplb_layer *l, uint32_t a, uint32_t 
     }
 }
 
-/* The step that gains most for each expert moved. */
-static search_step
-find_step(eplb_search *s, const eplb_layer *l, bool add_replicas)
+/* The best step that relieves worker a. */
+static void
+find_steps_of(eplb_search *s, const eplb_layer *l, uint32_t a, bool add_replicas, double slowest,
+              search_step *best)
 {
     const eplb_fleet *f = l->fleet;
-    search_step best = {EPLB_NO_SLOT, 0, EPLB_NO_SLOT, false, 0};
-    uint32_t a = 0;
-    const double slowest = eplb_layer_slowest(l, &a);
     memset(s->on_slowest, 0, f->num_experts);
     for (uint32_t i = f->slot_first[a]; i < f->slot_first[a + 1]; i++)
         if (l->slots[i] != PLACEMENT_EMPTY) s->on_slowest[l->slots[i]] = 1;
@@ -149,9 +149,23 @@ find_step(eplb_search *s, const eplb_layer *l, bool add_replicas)
         for (uint32_t u = 0; u < s->usable_count; u++) {
             const uint32_t b = s->usable[u];
             if (s->is_host[b]) continue;
-            if (l->spares[b] != 0) offer_room(l, a, i, b, add_replicas, slowest, &best);
-            offer_exchanges(s, l, a, i, b, slowest, &best);
+            if (l->spares[b] != 0) offer_room(l, a, i, b, add_replicas, slowest, best);
+            offer_exchanges(s, l, a, i, b, slowest, best);
         }
+    }
+}
+
+/* The step that gains most for each expert moved.  Workers that share experts are often equally
+ * slow, and what relieves one of them relieves all: each is looked at. */
+static search_step
+find_step(eplb_search *s, const eplb_layer *l, bool add_replicas)
+{
+    search_step best = {EPLB_NO_SLOT, 0, EPLB_NO_SLOT, false, 0};
+    uint32_t w;
+    const double slowest = eplb_layer_slowest(l, &w);
+    for (uint32_t u = 0; u < s->usable_count; u++) {
+        if (eplb_layer_time(l, s->usable[u]) >= slowest * (1 - EQUALLY_SLOW))
+            find_steps_of(s, l, s->usable[u], add_replicas, slowest, &best);
     }
     return best;
 }
@@ -206,50 +220,103 @@ next_fastest(const eplb_search *s, const eplb_layer *l, uint32_t after)
     return best;
 }
 
-/* Empty the slot: its expert is elsewhere too, or goes to the fastest other worker with room. */
+static bool
+is_replica(const eplb_layer *l, uint32_t slot)
+{
+    const uint32_t e = l->slots[slot];
+    return e != PLACEMENT_EMPTY && l->nexts[l->heads[e]] != EPLB_NO_SLOT;
+}
+
+/* The replica with the smallest part in the order (part, slot), not on that worker, after the slot
+ * `after` (EPLB_NO_SLOT: the first); EPLB_NO_SLOT past the last. */
+static uint32_t
+next_replica(const eplb_layer *l, uint32_t not_on, uint32_t after)
+{
+    uint32_t best = EPLB_NO_SLOT;
+    for (uint32_t i = 0; i < l->fleet->slot_count; i++) {
+        if (l->owners[i] == not_on || !is_replica(l, i)) continue;
+        if (after != EPLB_NO_SLOT &&
+            (l->parts[i] < l->parts[after] || (l->parts[i] == l->parts[after] && i <= after)))
+            continue;
+        if (best == EPLB_NO_SLOT || l->parts[i] < l->parts[best]) best = i;
+    }
+    return best;
+}
+
+static void
+drop_replica(eplb_layer *l, uint32_t slot)
+{
+    const uint32_t e = l->slots[slot];
+    eplb_layer_remove(l, slot);
+    eplb_layer_refill(l, e);
+}
+
+/* Empty the slot: its expert is elsewhere too, or goes to the fastest other worker with room; if
+ * there is no room, the smallest replica leaves some. */
 static bool
 clear_slot(const eplb_search *s, eplb_layer *l, uint32_t slot)
 {
     const uint32_t f = l->slots[slot], b = l->owners[slot];
-    if (l->nexts[l->heads[f]] == EPLB_NO_SLOT) {
+    if (!is_replica(l, slot)) {
         uint32_t c = next_fastest(s, l, EPLB_NO_SLOT);
         while (c != EPLB_NO_SLOT && (c == b || l->spares[c] == 0))
             c = next_fastest(s, l, c);
-        if (c == EPLB_NO_SLOT) return false;
+        if (c == EPLB_NO_SLOT) {
+            const uint32_t replica = next_replica(l, b, EPLB_NO_SLOT);
+            if (replica == EPLB_NO_SLOT) return false;
+            c = l->owners[replica];
+            drop_replica(l, replica);
+        }
         eplb_layer_add(l, f, c);
     }
-    eplb_layer_remove(l, slot);
-    eplb_layer_refill(l, f);
+    drop_replica(l, slot);
     eplb_layer_settle(l);
     return true;
 }
 
-/* When no single step helps: empty a slot of a fast worker, so that a replica fits in.  l changes
- * only if that pays. */
+/* Empty a slot, take the best step then, and keep the outcome in s->saved if it is the fastest so
+ * far. */
+static void
+try_without(eplb_search *s, const eplb_layer *l, uint32_t slot, double *least)
+{
+    uint32_t w;
+    eplb_layer_copy(s->trial, l);
+    if (!clear_slot(s, s->trial, slot)) return;
+    const search_step step = find_step(s, s->trial, true);
+    if (step.from != EPLB_NO_SLOT) take_step(s->trial, &step);
+    const double slowest = eplb_layer_slowest(s->trial, &w);
+    if (slowest >= *least) return;
+    *least = slowest;
+    eplb_layer_copy(s->saved, s->trial);
+}
+
+/* When no single step helps: empty a slot, of a fast worker or of a small replica, so that a
+ * replica of what is slow fits in.  l changes only if that pays. */
 static bool
 make_room(eplb_search *s, eplb_layer *l)
 {
     uint32_t a;
-    const double slowest = eplb_layer_slowest(l, &a);
-    uint32_t b = EPLB_NO_SLOT;
+    const double bar = eplb_layer_slowest(l, &a) * (1 - GAIN_MIN);
+    double least = bar;
+    uint32_t slot = EPLB_NO_SLOT, b = EPLB_NO_SLOT;
+    for (uint32_t i = 0; i < ROOM_REPLICAS_MAX; i++) {
+        slot = next_replica(l, a, slot);
+        if (slot == EPLB_NO_SLOT) break;
+        try_without(s, l, slot, &least);
+    }
     for (uint32_t i = 0; i < ROOM_WORKERS_MAX; i++) {
         b = next_fastest(s, l, b);
-        if (b == EPLB_NO_SLOT || b == a) return false;
-        uint32_t slot = EPLB_NO_SLOT;
+        if (b == EPLB_NO_SLOT || b == a) break;
+        slot = EPLB_NO_SLOT;
         for (uint32_t j = 0; j < ROOM_SLOTS_MAX; j++) {
             slot = next_smallest(l, b, slot);
             if (slot == EPLB_NO_SLOT) break;
-            eplb_layer_copy(s->trial, l);
-            if (!clear_slot(s, s->trial, slot)) continue;
-            const search_step step = find_step(s, s->trial, true);
-            if (step.from != EPLB_NO_SLOT) take_step(s->trial, &step);
-            if (eplb_layer_slowest(s->trial, &a) < slowest * (1 - GAIN_MIN)) {
-                eplb_layer_copy(l, s->trial);
-                return true;
-            }
+            try_without(s, l, slot, &least);
         }
     }
-    return false;
+    if (least >= bar) return false;
+    eplb_layer_copy(l, s->saved);
+    return true;
 }
 
 void
