@@ -14,6 +14,9 @@
  *         explains: counts of N rows vary by sqrt(N), so a slowest worker is partly slow by luck,
  *         and the new placement is partly fitted to that luck
  *   cost  bytes to move, at their price
+ * Single steps vary more than the window's sums.  A layer that changes anyway also gets replicas
+ * for that, if they pay: of experts with many rows, on workers that could not shed any else.
+ *
  * A layer is adopted if its gain is at least gain_min of its ideal time, and hysteresis times its
  * cost. Layers are taken in the order of gain per byte, and what is moved later in the interval has
  * less of it left to gain from.  Experts without a host (their worker is gone, or is drained) are
@@ -64,7 +67,7 @@ typedef struct eplb_costs {
                                  take counts as exact */
 } eplb_costs;
 
-/* Values that suit: 2 %, 1.5, 2.5 sigmas, 10 % interference, 100 MB/s, 1 us a row. */
+/* Values that suit: 1 %, 1.5, 2.5 sigmas, 10 % interference, 100 MB/s, 1 us a row. */
 eplb_costs eplb_default_costs(void);
 
 typedef struct eplb_input {
