@@ -5,11 +5,12 @@
  * differs from what is there.
  *
  * `conclave` never puts two replicas of an expert on one worker, knows unequal workers, and moves
- * only what pays.  For each layer it looks at three proposals, the cheapest first:
- *   rearranged  experts change places, no replica is added
- *   extended    as few experts as possible change, replicas may be added
+ * only what pays.  For each layer it looks at proposals, the cheapest first:
+ *   rearranged  experts change places one after the other, no replica is added
+ *   extended    the same, and replicas may be added
  *   fresh       solved anew, workers relabelled so that most experts stay
- * and takes a later one only if what it gains beyond the one before pays for itself:
+ * (after each step of the first two there is one) and takes a later one only if what it gains
+ * beyond the one before pays for itself:
  *   gain  what the slowest worker's time falls by, over the next interval, beyond what chance
  *         explains: counts of N rows vary by sqrt(N), so a slowest worker is partly slow by luck,
  *         and the new placement is partly fitted to that luck
