@@ -7,9 +7,10 @@
  *   T tokens   K top-k   E experts   W workers
  *   a row slot is token * K + choice
  *
- * Expert parallel: a row goes to the one worker that the layer's placement names for its expert.
- * Tensor parallel: every row goes to every worker. Rows of one expert keep token order, experts
- * rise: the lists are the same for the same choices.
+ * Expert parallel: a row goes to the one worker that the layer's placement names for its expert,
+ * or, where an expert has replicas, to one of several: the first so many of its rows to the first
+ * of them, and so on. Tensor parallel: every row goes to every worker. Rows of one expert keep
+ * token order, experts rise: the lists are the same for the same choices.
  *
  * Source: counting sort by expert; same quantities as DeepEP's dispatch layout
  * (num_tokens_per_expert), computed on the host.
@@ -35,6 +36,17 @@ typedef struct dispatch_list {
     uint32_t row_count;
 } dispatch_list;
 
+/* The next row_count rows of an expert, in token order, go to this worker. */
+typedef struct dispatch_run {
+    uint32_t worker, row_count;
+} dispatch_run;
+
+/* How the rows of every expert are split over workers; borrowed. */
+typedef struct dispatch_split {
+    const uint32_t *run_first; /* [E + 1] expert e has runs run_first[e] .. run_first[e + 1] - 1 */
+    const dispatch_run *runs;  /* workers rise within an expert; a run may be empty */
+} dispatch_split;
+
 /* On error *out is NULL.  MOE_ERANGE (limits, worker_count 0 or > WORKER_MAX), MOE_ENOMEM. */
 moe_err dispatch_plan_create(dispatch_plan **out, const exchange_limits *limits,
                              uint32_t worker_max);
@@ -51,6 +63,21 @@ void dispatch_plan_free(dispatch_plan *plan); /* accepts NULL */
 moe_err dispatch_plan_build(dispatch_plan *plan, enum wire_mode mode, const uint32_t *expert_worker,
                             uint32_t worker_count, const uint32_t *topk_ids,
                             const float *topk_weights, uint32_t token_count);
+
+/* Rows of each expert, as a split needs them before it is chosen.
+ *   counts  [E]
+ *   MOE_ERANGE  T above the limit
+ *   MOE_EINVAL  an expert id >= E  */
+moe_err dispatch_plan_count(const dispatch_plan *plan, const uint32_t *topk_ids,
+                            uint32_t token_count, uint32_t *counts);
+
+/* Build for one micro-batch of WIRE_EP whose experts' rows are split over workers.  Which worker
+ * computes a row does not change its result.
+ * Shapes and errors as above, and
+ *   MOE_EINVAL  an expert's runs don't add up to its rows, or their workers don't rise  */
+moe_err dispatch_plan_build_split(dispatch_plan *plan, const dispatch_split *split,
+                                  uint32_t worker_count, const uint32_t *topk_ids,
+                                  uint32_t token_count);
 
 dispatch_list dispatch_plan_list(const dispatch_plan *plan, uint32_t worker);
 

@@ -121,6 +121,66 @@ Test(dispatch_plan, an_error_leaves_the_plan_empty, .init = setup, .fini = teard
     cr_expect_eq(dispatch_plan_build(plan, WIRE_EP, unused, 2, ids, NULL, 3), MOE_OK);
 }
 
+/* Expert 4's rows (slots 0, 3) go to workers 0 and 2, expert 1's to worker 1, expert 0's first to
+ * worker 1 and last to worker 2. */
+static const uint32_t run_first[] = {0, 3, 4, 4, 5, 7};
+static const dispatch_run runs[] = {{0, 0}, {1, 1}, {2, 1}, {1, 2}, {9, 0}, {0, 1}, {2, 1}};
+
+Test(dispatch_plan, splits_an_experts_rows_in_token_order, .init = setup, .fini = teardown)
+{
+    const dispatch_split split = {run_first, runs};
+    uint32_t counts[5];
+    cr_assert_eq(dispatch_plan_count(plan, ids, 3, counts), MOE_OK);
+    cr_expect_arr_eq(counts, ((uint32_t[]){2, 2, 0, 0, 2}), sizeof counts);
+    cr_assert_eq(dispatch_plan_build_split(plan, &split, 3, ids, 3), MOE_OK);
+    expect_list(0, (wire_expert[]){{4, 1}}, 1, (uint32_t[]){0}, 1);
+    expect_list(1, (wire_expert[]){{0, 1}, {1, 2}}, 2, (uint32_t[]){2, 1, 4}, 3);
+    expect_list(2, (wire_expert[]){{0, 1}, {4, 1}}, 2, (uint32_t[]){5, 3}, 2);
+    const uint32_t homes[][2] = {{0, 0}, {1, 1}, {1, 0}, {2, 1}, {1, 2}, {2, 0}};
+    for (uint32_t s = 0; s < 6; s++) {
+        uint32_t worker, row;
+        dispatch_plan_home(plan, s, &worker, &row);
+        cr_expect(worker == homes[s][0] && row == homes[s][1], "slot %u: %u, %u", s, worker, row);
+    }
+    cr_expect_arr_eq(dispatch_plan_expert_counts(plan), counts, sizeof counts);
+}
+
+Test(dispatch_plan, a_split_that_does_not_fit_leaves_the_plan_empty, .init = setup,
+     .fini = teardown)
+{
+    const struct {
+        uint32_t run; /* what is changed: */
+        dispatch_run to;
+        uint32_t workers;
+    } cases[] = {
+        {1, {1, 2}, 3},          /* a row too many */
+        {1, {1, 0}, 3},          /* and one too few */
+        {1, {1, UINT32_MAX}, 3}, /* a sum that wraps */
+        {2, {1, 1}, 3},          /* a worker twice, */
+        {2, {0, 1}, 3},          /* falling, */
+        {2, {3, 1}, 3},          /* not there */
+        {0, {0, 0}, 2},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        dispatch_run changed[7];
+        memcpy(changed, runs, sizeof runs);
+        changed[cases[i].run] = cases[i].to;
+        const dispatch_split split = {run_first, changed};
+        cr_expect_eq(dispatch_plan_build_split(plan, &split, cases[i].workers, ids, 3), MOE_EINVAL,
+                     "case %zu", i);
+        for (uint32_t w = 0; w < 3; w++) {
+            expect_list(w, NULL, 0, NULL, 0);
+        }
+    }
+    const dispatch_split split = {run_first, runs};
+    uint32_t counts[5];
+    cr_expect_eq(dispatch_plan_build_split(plan, &split, 3, ids, 5), MOE_ERANGE);
+    cr_expect_eq(dispatch_plan_build_split(plan, &split, 0, ids, 3), MOE_ERANGE);
+    cr_expect_eq(dispatch_plan_build_split(plan, &split, 9, ids, 3), MOE_ERANGE);
+    cr_expect_eq(dispatch_plan_count(plan, ids, 5, counts), MOE_ERANGE);
+    cr_expect_eq(dispatch_plan_count(plan, (uint32_t[]){5, 0}, 1, counts), MOE_EINVAL);
+}
+
 Test(dispatch_plan, create_refuses_limits_that_are_none)
 {
     dispatch_plan *p = (dispatch_plan *)&plan;
@@ -148,7 +208,7 @@ check_permutation(const exchange_limits *l, enum wire_mode mode, const uint32_t 
         uint32_t row = 0;
         for (uint32_t i = 0; i < list.expert_count; i++) {
             const uint32_t expert = list.experts[i].expert;
-            if (mode == WIRE_EP) cr_assert_eq(expert_worker[expert], w);
+            if (expert_worker) cr_assert_eq(expert_worker[expert], w);
             for (uint32_t r = 0; r < list.experts[i].row_count; r++, row++) {
                 const uint32_t slot = list.row_slots[row];
                 cr_assert(slot < slot_count && topk_ids[slot] == expert);
@@ -201,7 +261,45 @@ Test(dispatch_plan, lists_are_a_permutation_of_the_row_slots)
         cr_assert_eq(
             dispatch_plan_build(plan, mode, expert_worker, workers, topk_ids, topk_weights, tokens),
             MOE_OK);
-        check_permutation(&l, mode, expert_worker, workers, topk_ids, tokens);
+        check_permutation(&l, mode, mode == WIRE_EP ? expert_worker : NULL, workers, topk_ids,
+                          tokens);
+    }
+    teardown();
+}
+
+Test(dispatch_plan, split_lists_are_a_permutation_of_the_row_slots)
+{
+    const exchange_limits l = {.micro_batch_max = 1,
+                               .token_max = 100,
+                               .num_layers = 1,
+                               .num_experts = 37,
+                               .top_k = 4,
+                               .hidden = 64,
+                               .dtype = DTYPE_F32};
+    uint32_t topk_ids[400], counts[37], first[38] = {0};
+    dispatch_run cut[37 * 13];
+    cr_assert_eq(dispatch_plan_create(&plan, &l, 13), MOE_OK);
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        const uint32_t workers = 1 + (uint32_t)(hash_mix(seed) % 13);
+        const uint32_t tokens = (uint32_t)(hash_combine(seed, 1) % 101);
+        for (uint32_t s = 0; s < tokens * 4; s++) {
+            topk_ids[s] = (uint32_t)(hash_combine(seed, 1000 + s) % 37);
+        }
+        cr_assert_eq(dispatch_plan_count(plan, topk_ids, tokens, counts), MOE_OK);
+        uint32_t n = 0;
+        for (uint32_t e = 0; e < 37; e++) { /* every worker takes some, the last the rest */
+            first[e] = n;
+            for (uint32_t w = 0, left = counts[e]; w < workers; w++) {
+                const uint32_t rows =
+                    w + 1 == workers ? left : (uint32_t)(hash_combine(seed, 2000 + n) % (left + 1));
+                cut[n++] = (dispatch_run){w, rows};
+                left -= rows;
+            }
+            first[e + 1] = n;
+        }
+        const dispatch_split split = {first, cut};
+        cr_assert_eq(dispatch_plan_build_split(plan, &split, workers, topk_ids, tokens), MOE_OK);
+        check_permutation(&l, WIRE_EP, NULL, workers, topk_ids, tokens);
     }
     teardown();
 }
