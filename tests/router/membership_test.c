@@ -438,16 +438,16 @@ start_hanging(pthread_t *thread)
     workers[1].on_load = LOAD_HANGS;
     cr_assert_eq(pthread_create(thread, NULL, update_main, m), 0);
     fake_worker_wait_loading(&workers[1]);
+    membership_status s;
+    do { /* both load at once: the other may not be done yet */
+        membership_get_status(m, &s);
+    } while (s.workers_ready == 0);
 }
 
 Test(membership, answers_while_a_worker_loads)
 {
     pthread_t thread;
     start_hanging(&thread);
-    membership_status s;
-    do { /* both load at once: the other may not be done yet */
-        membership_get_status(m, &s);
-    } while (s.workers_ready == 0);
     expect_detail("1 of 2 workers are ready; worker 1 is loading");
     cr_expect(membership_on_heartbeat(m, 1, 101));
     expert_fleet fleet;
