@@ -29,6 +29,7 @@ three_records(void)
 {
     request_record *r = record_array_create(3);
     r[0].scheduled_ns = ms(0);
+    r[0].ready_ns = ms(6); /* the first 6 ms it waited for a place */
     r[0].send_ns = ms(10);
     record_add_chunk(&r[0], ms(110));
     record_add_chunk(&r[0], ms(130));
@@ -38,12 +39,12 @@ three_records(void)
     r[0].prompt_tokens = 7;
     strbuf_puts(&r[0].text, "a \"quoted\" \xff text");
 
-    r[1].scheduled_ns = r[1].send_ns = ms(20);
+    r[1].scheduled_ns = r[1].ready_ns = r[1].send_ns = ms(20);
     record_add_chunk(&r[1], ms(320));
     r[1].last_ns = ms(320);
     r[1].output_tokens = 1;
 
-    r[2].scheduled_ns = r[2].send_ns = ms(30);
+    r[2].scheduled_ns = r[2].ready_ns = r[2].send_ns = ms(30);
     record_fail(&r[2], "HTTP 429: queue full");
     for (size_t i = 0; i < 3; i++) {
         r[i].http_status = i == 2 ? 429 : 200;
@@ -106,6 +107,8 @@ Test(measure, three_records_give_the_figures_worked_by_hand)
     expect_stat(&m.stats[METRIC_E2EL], 2, 230, 230, 70, 298.6);
     expect_stat(&m.stats[METRIC_SCHED_TTFT], 2, 205, 205, 95, 298.1);
     expect_stat(&m.stats[METRIC_SCHED_E2EL], 2, 235, 235, 65, 298.7);
+    expect_stat(&m.stats[METRIC_LAG], 3, 4. / 3, 0, sqrt(32. / 9), 3.92);
+    cr_expect_eq(m.stats[METRIC_LAG].max, 4);
     cr_expect_float_eq(m.stats[METRIC_TTFT].percentiles[0], 150, 1e-9);
     record_array_free(r, 3);
 }
@@ -145,7 +148,7 @@ Test(measure, without_a_completed_request_no_time_is_claimed)
         cr_expect_eq(m.failed, count);
         cr_expect_eq(m.request_throughput, 0);
         cr_expect_eq(m.peak_concurrency, count > 0);
-        for (metric which = 0; which < METRIC_COUNT; which++) {
+        for (metric which = 0; which < METRIC_LAG; which++) {
             cr_expect(isnan(m.stats[which].mean) && isnan(m.stats[which].percentiles[0]));
         }
         record_array_free(r, count);
@@ -248,7 +251,21 @@ static const char *const own_keys[] = {"rejected",
                                        "num_warmups",
                                        "repeated_prompts",
                                        "loadgen_version",
-                                       "server"};
+                                       "server",
+                                       "turns",
+                                       "domains",
+                                       "ramp_up_strategy",
+                                       "ramp_up_start_rps",
+                                       "ramp_up_end_rps",
+                                       "goodput_limits",
+                                       "trimmed",
+                                       "client",
+                                       "histograms",
+                                       "time_series",
+                                       "server_metrics",
+                                       "chaos",
+                                       "determinism",
+                                       "repeat"};
 
 typedef struct fixture {
     measure_config config;

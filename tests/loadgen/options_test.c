@@ -53,8 +53,10 @@ Test(options, the_defaults_are_usable)
 {
     cr_assert_eq(parse(""), MOE_OK);
     cr_expect_str_eq(o.completions_url, "http://127.0.0.1:8000/v1/completions");
-    cr_expect(isinf(o.request_rate));
-    cr_expect_eq(o.measuring.percentile_count, 4);
+    cr_expect(isinf(o.arrivals.rate));
+    cr_expect_eq(o.measuring.percentile_count, 5);
+    cr_expect_str_eq(o.metrics_url, "http://127.0.0.1:8000/metrics");
+    cr_expect(!o.sweep && o.repeats == 1 && o.chaos.count == 0);
     cr_expect_eq(o.data.vocab_first, 3);
     cr_expect(o.show_progress && !o.save_result);
     options_fini(&o);
