@@ -120,6 +120,14 @@ json_put_number(json_writer *w, double v)
 }
 
 void
+json_put_u64(json_writer *w, uint64_t v)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%llu", (unsigned long long)v);
+    json_put_json(w, text);
+}
+
+void
 json_put_bool(json_writer *w, bool v)
 {
     json_put_json(w, v ? "true" : "false");

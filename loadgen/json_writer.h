@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 
 #include "common/err.h"
@@ -34,6 +35,8 @@ void json_close(json_writer *w, char bracket);
 
 void json_key(json_writer *w, const char *name);
 void json_put_number(json_writer *w, double v);
+/* Every digit, also where a double has not as many. */
+void json_put_u64(json_writer *w, uint64_t v);
 void json_put_string(json_writer *w, const char *text, size_t n);
 void json_put_bool(json_writer *w, bool v);
 /* text NULL = null */

@@ -61,7 +61,7 @@ static axis
 fit_axis(double low, double high, bool log)
 {
     axis a = {.log = log};
-    if (!(high >= low)) low = 0, high = 1; /* nothing to show */
+    if (!(high >= low)) low = log ? 1 : 0, high = low + 1; /* nothing to show */
     if (log) {
         a.low = floor(log10(low) + 1e-9);
         a.high = fmax(ceil(log10(high) - 1e-9), a.low + 1);

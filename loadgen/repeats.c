@@ -6,8 +6,8 @@
 
 #include "loadgen/measure.h"
 
-/* Exact values for few degrees of freedom; beyond them Hill's expansion about the normal quantile
- * (G. W. Hill, "Student's t-quantiles", CACM 13(10), 1970) is good to 1e-5. */
+/* Exact values for few degrees of freedom; beyond them the expansion about the normal quantile is
+ * good to 1e-5 (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5). */
 double
 repeats_student_t(size_t df)
 {
@@ -15,10 +15,12 @@ repeats_student_t(size_t df)
                                    2.446912,  2.364624, 2.306004, 2.262157, 2.228139};
     assert(df >= 1);
     if (df <= sizeof exact / sizeof *exact) return exact[df - 1];
-    const double z = 1.959963985, z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z;
-    const double n = (double)df;
-    return z + (z3 + z) / (4 * n) + (5 * z5 + 16 * z3 + 3 * z) / (96 * n * n) +
-           (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * n * n * n);
+    const double z = 1.959963985, n = (double)df, q = z * z;
+    const double g1 = z * (q + 1) / 4;
+    const double g2 = z * ((5 * q + 16) * q + 3) / 96;
+    const double g3 = z * (((3 * q + 19) * q + 17) * q - 15) / 384;
+    const double g4 = z * ((((79 * q + 776) * q + 1482) * q - 1920) * q - 945) / 92160;
+    return z + (g1 + (g2 + (g3 + g4 / n) / n) / n) / n;
 }
 
 static int

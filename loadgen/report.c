@@ -166,12 +166,13 @@ write_times(json_writer *w, const report_run *run, size_t i)
                  {"end_ns", r->end_ns}};
     json_open(w, '{');
     for (size_t t = 0; t < sizeof times / sizeof *times; t++) {
-        json_key_number(w, times[t].name, (double)times[t].at_ns);
+        json_key(w, times[t].name);
+        json_put_u64(w, times[t].at_ns);
     }
     json_key(w, "chunk_ns");
     json_open(w, '[');
     for (size_t j = 0; j < r->chunk_count; j++) {
-        json_put_number(w, (double)r->chunk_ns[j]);
+        json_put_u64(w, r->chunk_ns[j]);
     }
     json_close(w, ']');
     json_key_number(w, "input_tokens", (double)measure_input_tokens(&run->prompts[i], r));
