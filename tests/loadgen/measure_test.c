@@ -132,6 +132,33 @@ Test(measure, goodput_counts_requests_that_meet_every_limit)
     record_array_free(r, 3);
 }
 
+Test(measure, trimming_leaves_out_what_was_sent_near_the_ends)
+{
+    request_record *r = three_records(); /* sent at 10, 20, 30; ends at 171, 1010, 2000 */
+    measure m;
+    measure_config config = {.trim_start_s = 0.005};
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect(m.trimmed && m.excluded == 1);
+    cr_expect(m.completed == 1 && m.failed == 1 && m.output_tokens == 1 && m.input_tokens == 5);
+    cr_expect_float_eq(m.duration_s, 0.99, 1e-9);
+    expect_stat(&m.stats[METRIC_TTFT], 1, 300, 300, 0, 300);
+    cr_expect_eq(m.peak_concurrency, 3); /* of all */
+    /* Within 15 .. 2000: all five tokens, and both ends. */
+    cr_expect_float_eq(m.steady_output_throughput, 5 / 1.985, 1e-9);
+    cr_expect_float_eq(m.steady_request_throughput, 2 / 1.985, 1e-9);
+
+    config = (measure_config){.trim_end_s = 1.98}; /* 10 .. 20 */
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect(m.completed == 2 && m.failed == 0 && m.excluded == 1);
+    cr_expect_eq(m.steady_output_throughput, 0);
+
+    config = (measure_config){.trim_start_s = 9, .trim_end_s = 9}; /* nothing is left */
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect(m.completed == 0 && m.failed == 0 && m.excluded == 3 && m.duration_s == 0);
+    cr_expect(isnan(m.stats[METRIC_TTFT].mean));
+    record_array_free(r, 3);
+}
+
 Test(measure, without_a_completed_request_no_time_is_claimed)
 {
     for (size_t count = 0; count < 3; count++) {
@@ -386,6 +413,31 @@ Test(report, values_are_the_runs_and_a_failed_request_has_no_times)
     expect_array(root, "request_goodput", "2");
     expect_array(root, "server", "null");
     cJSON_Delete(root);
+    record_array_free(f.records, 3);
+}
+
+Test(report, a_late_generator_is_said_so)
+{
+    fixture f;
+    set_up(&f);
+    char *text = NULL;
+    size_t len = 0;
+    FILE *to = open_memstream(&text, &len);
+    client_stats stats = {.wall_ns = 1000, .cpu_ns = 100};
+    f.run.client = &stats;
+    report_print_warnings(&f.run, to);
+    fflush(to);
+    cr_expect_eq(len, 0);
+    stats.cpu_ns = 900;
+    report_print_warnings(&f.run, to);
+    fflush(to);
+    cr_expect(strstr(text, "the load generator was late (p99 lag 3.9 ms"), "%s", text);
+    stats.cpu_ns = 100;
+    f.records[1].ready_ns -= 50 * NS_PER_MS;
+    measure_run(&f.config, three_prompts, f.records, 3, &f.figures, NULL);
+    cr_expect(report_client_was_late(&f.run));
+    fclose(to);
+    free(text);
     record_array_free(f.records, 3);
 }
 
