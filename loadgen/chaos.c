@@ -14,6 +14,7 @@
 
 #define STATUS_BYTES_MAX 65536
 #define TIME_S_MAX 1e7
+#define LOOK_AHEAD_NS (500 * NS_PER_MS)
 
 struct chaos {
     chaos_plan *plan;
@@ -209,10 +210,13 @@ find_pid(const chaos *c, const chaos_step *step, pid_t *out, errbuf *eb)
     return err;
 }
 
+/* The process is looked up once more when it is gone, or was not there before: it may have been
+ * replaced. */
 static moe_err
 send_signal(const chaos *c, chaos_step *step, errbuf *eb)
 {
     static const int signals[] = {SIGKILL, SIGTERM, SIGSTOP, SIGCONT};
+    if (step->pid != 0 && kill(step->pid, signals[step->action]) == 0) return MOE_OK;
     const moe_err err = find_pid(c, step, &step->pid, eb);
     if (err) return err;
     if (kill(step->pid, signals[step->action]) != 0)
@@ -262,6 +266,10 @@ run_steps(void *arg)
     for (size_t i = 0; i < c->plan->count; i++) {
         chaos_step *step = &c->plan->steps[i];
         const bool is_end = step->for_ns != 0 && step->action == CHAOS_CONT;
+        /* Asking takes a while, and the signal is to be in time. */
+        if (step->action != CHAOS_RUN && step->at_ns > LOOK_AHEAD_NS &&
+            wait_until(c, step->at_ns - LOOK_AHEAD_NS) && find_pid(c, step, &step->pid, NULL))
+            step->pid = 0;
         if (wait_until(c, step->at_ns) || is_end) do_step(c, step);
     }
     return NULL;

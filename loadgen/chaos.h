@@ -8,8 +8,8 @@
  *     run systemctl restart x at 3s a command for /bin/sh
  *
  * Times are from the start of the measured run: 10s, 1.5s, 250ms.  A service's process is found by
- * a command that prints what `deploy/conclave status --json` prints, run when the step is due: a
- * process that was replaced meanwhile is the new one.
+ * a command that prints what `deploy/conclave status --json` prints, run shortly before the step is
+ * due, and again then when that process is gone: it may have been replaced.
  *
  * Threads: chaos_start() makes one thread, which runs the steps; chaos_stop() ends it.  The steps
  * may be read after that.

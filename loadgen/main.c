@@ -50,11 +50,11 @@ raise_file_limit(void)
 
 /* The name that was given, without its .json, or one made from the run. */
 static void
-name_result(const target *t, const run *r, char *out, size_t size)
+name_result(const target *t, const run *r, const char *load, char *out, size_t size)
 {
     const char *given = t->o->result_filename;
     if (given == NULL) {
-        run_name(t, r, out, size);
+        run_name(t, r, load, out, size);
         return;
     }
     size_t len = strlen(given);
@@ -104,7 +104,7 @@ publish(const target *t, const run *r, errbuf *eb)
                         path, sizeof path, eb);
     }
     if (err || !o->save_result) return err;
-    name_result(t, r, name, sizeof name - 64);
+    name_result(t, r, NULL, name, sizeof name - 64);
     strcat(strcat(name, suffix), ".json");
     return save(o, name, write_run, &described, eb);
 }
@@ -126,7 +126,7 @@ run_once(const target *t, uint32_t repeat, summary *all, char *name, bool *bad, 
     if (!err) {
         summary_add(all, &r.figures, r.histograms);
         *bad = *bad || r.figures.failed > 0 || r.same.different > 0;
-        if (repeat == 0) name_result(t, &r, name, NAME_MAX_BYTES - 64);
+        if (repeat == 0) name_result(t, &r, NULL, name, NAME_MAX_BYTES - 64);
     }
     run_fini(&r);
     return err;
@@ -181,7 +181,7 @@ measure_step(void *ctx, double rate, uint32_t step, sweep_point *out, errbuf *eb
         *out = sweep_point_of(&o->measuring, &r.figures, r.records, plan.count, rate);
         out->client_late = rate > 0 && report_client_was_late(&described);
         if (step == 0) {
-            name_result(s->t, &r, s->name, sizeof s->name - 64);
+            name_result(s->t, &r, "sweep", s->name, sizeof s->name - 64);
             snprintf(s->date, sizeof s->date, "%s", r.date);
         }
         if (o->show_progress)
@@ -228,10 +228,8 @@ sweep(const target *t, errbuf *eb)
     moe_err err = sweep_run(&o->sweeping, measure_step, &s, &all.result, eb);
     if (all.result.idle.sent > 0) sweep_print(&all.result, stdout);
     if (err) return err;
-    const char *name = o->result_filename ? s.name : "sweep";
-    char file[NAME_MAX_BYTES + 64];
-    snprintf(file, sizeof file, "%s%s%s.json", name, o->result_filename ? "" : "-",
-             o->result_filename ? "" : s.name);
+    char file[NAME_MAX_BYTES];
+    snprintf(file, sizeof file, "%s.json", s.name);
     err = save(o, file, write_sweep, &all, eb);
     memcpy(file + strlen(file) - 5, ".svg", 5);
     return err ? err : save(o, file, write_plot, &all, eb);

@@ -50,6 +50,7 @@ print_stat(const report_run *run, FILE *to, metric which, const char *title, con
     row(to, label, s->median);
     for (size_t i = 0; i < run->config->percentile_count; i++) {
         has_p99 = has_p99 || run->config->percentiles[i] == 99;
+        if (run->config->percentiles[i] == 50) continue; /* the median above */
         snprintf(label, sizeof label, "P%.10g %s (ms):", run->config->percentiles[i], name);
         row(to, label, s->percentiles[i]);
     }

@@ -144,7 +144,7 @@ warm_up(const target *t, const run *r, errbuf *eb)
 /* ---- the load ---- */
 
 static moe_err
-load(const target *t, run *r, errbuf *eb)
+send_load(const target *t, run *r, errbuf *eb)
 {
     const options *o = t->o;
     const time_t now = time(NULL);
@@ -213,8 +213,9 @@ run_execute(const target *t, const run_plan *plan, run *out, errbuf *eb)
     if (!err) err = warm_up(t, out, eb);
     if (!err && (out->records = record_array_create(plan->count)) == NULL)
         err = err_set(eb, MOE_ENOMEM, "records: out of memory");
-    if (!err) err = load(t, out, eb);
-    if (!err && plan->check_determinism) err = compare_answers(t, out, eb);
+    if (!err) err = send_load(t, out, eb);
+    const bool stopped = t->stop != NULL && *t->stop;
+    if (!err && plan->check_determinism && !stopped) err = compare_answers(t, out, eb);
     if (!err) err = evaluate(t, out, eb);
     return err;
 }
@@ -278,22 +279,29 @@ run_describe(const target *t, const run *r)
     };
 }
 
-void
-run_name(const target *t, const run *r, char *out, size_t size)
+static void
+name_load(const run *r, char *out, size_t size)
 {
-    const char *slash = strrchr(t->model, '/');
-    char rate[48], limit[32] = "";
-    if (r->data.timed)
-        snprintf(rate, sizeof rate, "trace");
-    else if (r->plan.arrivals.ramp != ARRIVALS_STEADY)
-        snprintf(rate, sizeof rate, "%g-%gqps", r->plan.arrivals.ramp_start,
-                 r->plan.arrivals.ramp_end);
-    else
-        snprintf(rate, sizeof rate, "%gqps", r->plan.arrivals.rate);
+    const arrivals_config *a = &r->plan.arrivals;
+    char limit[32] = "";
     if (r->plan.concurrency_max)
         snprintf(limit, sizeof limit, "-concurrency%u", r->plan.concurrency_max);
-    snprintf(out, size, "%s-%s%s-%s-%s", t->o->backend, rate, limit, slash ? slash + 1 : t->model,
-             r->date);
+    if (r->data.timed)
+        snprintf(out, size, "trace%s", limit);
+    else if (a->ramp != ARRIVALS_STEADY)
+        snprintf(out, size, "%g-%gqps%s", a->ramp_start, a->ramp_end, limit);
+    else
+        snprintf(out, size, "%gqps%s", a->rate, limit);
+}
+
+void
+run_name(const target *t, const run *r, const char *load, char *out, size_t size)
+{
+    const char *slash = strrchr(t->model, '/');
+    char made[96];
+    name_load(r, made, sizeof made);
+    snprintf(out, size, "%s-%s-%s-%s", t->o->backend, load ? load : made,
+             slash ? slash + 1 : t->model, r->date);
     for (char *c = out; *c != '\0'; c++) {
         if (*c == '/') *c = '-';
     }

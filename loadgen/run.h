@@ -64,7 +64,8 @@ void run_fini(run *r);
 /* Everything that a report says, borrowed from both. */
 report_run run_describe(const target *t, const run *r);
 
-/* backend-RATEqps-model-date, without slashes of a model's path.  out [size]. */
-void run_name(const target *t, const run *r, char *out, size_t size);
+/* backend-LOAD-model-date, without slashes of a model's path.  load NULL = the run's rate and
+ * limit. out [size]. */
+void run_name(const target *t, const run *r, const char *load, char *out, size_t size);
 
 #endif

@@ -49,27 +49,27 @@ sweep_point_of(const measure_config *config, const measure *m, const request_rec
     return p;
 }
 
-static moe_err
-try_rate(const sweep_config *c, sweep_measure_fn measure_at, void *ctx, double rate,
-         sweep_result *out, bool *holds, errbuf *eb)
-{
-    sweep_point *p = &out->points[out->count];
-    const moe_err err = measure_at(ctx, rate, (uint32_t)out->count + 1, p, eb);
-    if (err) return err;
-    out->count++;
-    *holds = p->holds = p->sent > 0 && (double)p->good >= c->good_share * (double)p->sent;
-    if (*holds) {
-        out->saturation = fmax(out->saturation, rate);
-    } else {
-        out->bounded = true;
-    }
-    return MOE_OK;
-}
-
 static bool
 may_go_on(const sweep_config *c, const sweep_result *r)
 {
     return r->count < c->point_max && r->count < SWEEP_POINTS_MAX;
+}
+
+/* A rate that does not hold gets a second chance. */
+static moe_err
+try_rate(const sweep_config *c, sweep_measure_fn measure_at, void *ctx, double rate,
+         sweep_result *out, bool *holds, errbuf *eb)
+{
+    *holds = false;
+    for (int i = 0; i < 2 && !*holds && may_go_on(c, out); i++) {
+        sweep_point *p = &out->points[out->count];
+        const moe_err err = measure_at(ctx, rate, (uint32_t)out->count + 1, p, eb);
+        if (err) return err;
+        out->count++;
+        *holds = p->holds = p->sent > 0 && (double)p->good >= c->good_share * (double)p->sent;
+    }
+    if (!*holds) out->bounded = true;
+    return MOE_OK;
 }
 
 moe_err

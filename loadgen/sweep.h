@@ -6,7 +6,7 @@
  *
  * A rate holds when at least good_share of its requests completed and met every limit, with TTFT
  * and E2EL taken from the time at which a request was due: a request that waited in the client
- * waited too.
+ * waited too.  A rate breaks when it did so twice: other work on the machine must not decide.
  *
  * Threads: no shared state.
  */

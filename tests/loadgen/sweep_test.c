@@ -17,6 +17,7 @@ typedef struct model {
     double knee, e2el_ms;
     uint32_t steps;
     int fail_at;
+    int hiccup_at; /* a step that breaks whatever its rate */
 } model;
 
 static moe_err
@@ -26,7 +27,7 @@ measure_model(void *ctx, double rate, uint32_t step, sweep_point *out, errbuf *e
     cr_expect_eq(step, m->steps);
     m->steps++;
     if ((int)step == m->fail_at) return err_set(eb, MOE_ECLOSED, "gone");
-    const bool good = rate <= m->knee;
+    const bool good = rate <= m->knee && (step == 0 || (int)step != m->hiccup_at);
     *out = (sweep_point){.rate = rate,
                          .sent = 100,
                          .completed = m->e2el_ms > 0 ? 100 : 0,
@@ -76,6 +77,16 @@ Test(sweep, a_server_without_a_knee_is_tried_up_to_the_highest_rate)
     cr_expect(r.count == 1 && r.saturation == 30);
 }
 
+Test(sweep, a_single_hiccup_decides_nothing)
+{
+    for (int at = 1; at < 8; at++) {
+        model m = {.knee = 40, .e2el_ms = 100, .fail_at = -1, .hiccup_at = at};
+        sweep_result r;
+        cr_assert_eq(sweep_run(&config, measure_model, &m, &r, NULL), MOE_OK);
+        cr_expect(r.saturation <= 40 && r.saturation > 40 * 0.97, "%d: %g", at, r.saturation);
+    }
+}
+
 Test(sweep, limits_that_no_rate_meets_end_it_early_and_errors_pass_through)
 {
     model m = {.knee = -1, .e2el_ms = 100, .fail_at = -1};
@@ -85,7 +96,7 @@ Test(sweep, limits_that_no_rate_meets_end_it_early_and_errors_pass_through)
     cr_expect(r.count == 0 && r.saturation == 0 && !r.idle.holds);
     m = (model){.knee = 0, .e2el_ms = 100, .fail_at = -1};
     cr_assert_eq(sweep_run(&config, measure_model, &m, &r, &eb), MOE_OK);
-    cr_expect(r.count == 7 && r.saturation == 0 && r.idle.holds);
+    cr_expect(r.count == 14 && r.saturation == 0 && r.idle.holds);
     m = (model){.knee = 5, .e2el_ms = 0, .fail_at = -1};
     cr_expect_eq(sweep_run(&config, measure_model, &m, &r, &eb), MOE_EINVAL);
     m = (model){.knee = 5, .e2el_ms = 1000, .fail_at = 2};
