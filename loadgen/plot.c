@@ -48,12 +48,12 @@ is_shown(const plot_panel *p, double x, double y)
     return isfinite(x) && isfinite(y) && (!p->log_y || y > 0);
 }
 
-/* The least of 1, 2 and 5 times a power of ten that gives at most six ticks. */
+/* The least of 1, 2 and 5 times a power of ten that gives at most nine ticks. */
 static double
 choose_step(double range)
 {
-    const double power = pow(10, floor(log10(range / 5)));
-    const double over = range / 5 / power;
+    const double power = pow(10, floor(log10(range / 8)));
+    const double over = range / 8 / power;
     return power * (over <= 1 ? 1 : over <= 2 ? 2 : over <= 5 ? 5 : 10);
 }
 
@@ -161,24 +161,22 @@ draw_line(const plot_panel *p, const frame *f, size_t l, FILE *to)
     put_label(to, f->x1 + 38, y + 4, "start", line->name);
 }
 
+/* Named where they are: dashes of one grey could not be told apart in a legend. */
 static void
 draw_levels(const plot_panel *p, const frame *f, FILE *to)
 {
-    double legend = f->y1 + 8 + 20 * (double)p->line_count;
     for (size_t i = 0; i < p->level_count; i++) {
         const plot_level *level = &p->levels[i];
         const double at = level->at;
-        if (level->vertical && at >= f->x.low && at <= f->x.high)
-            fprintf(to, "<path class=\"level\" d=\"M%.1f %.1fV%.1f\"/>\n",
-                    place(&f->x, at, f->x0, f->x1), f->y0, f->y1);
-        else if (!level->vertical && is_shown(p, 0, at))
-            fprintf(to, "<path class=\"level\" d=\"M%.1f %.1fH%.1f\"/>\n", f->x0,
-                    place(&f->y, at, f->y0, f->y1), f->x1);
-        else
-            continue;
-        fprintf(to, "<path class=\"level\" d=\"M%.1f %.1fh18\"/>\n", f->x1 + 14, legend);
-        put_label(to, f->x1 + 38, legend + 4, "start", level->name);
-        legend += 20;
+        if (level->vertical && at >= f->x.low && at <= f->x.high) {
+            const double x = place(&f->x, at, f->x0, f->x1);
+            fprintf(to, "<path class=\"level\" d=\"M%.1f %.1fV%.1f\"/>\n", x, f->y0, f->y1);
+            put_label(to, x - 5, f->y0 - 8, "note", level->name);
+        } else if (!level->vertical && is_shown(p, 0, at)) {
+            const double y = place(&f->y, at, f->y0, f->y1);
+            fprintf(to, "<path class=\"level\" d=\"M%.1f %.1fH%.1f\"/>\n", f->x0, y, f->x1);
+            put_label(to, f->x1 - 5, y - 5, "note", level->name);
+        }
     }
 }
 
@@ -187,7 +185,7 @@ static const char style[] =
     "<style>\n"
     "svg{background:#fff;font:12px system-ui,sans-serif}\n"
     "text{fill:#222}.head{font-weight:600;font-size:13px}.title{font-weight:600;font-size:15px}\n"
-    ".end{text-anchor:end}.mid{text-anchor:middle}\n"
+    ".note{text-anchor:end;font-size:11px}.end{text-anchor:end}.mid{text-anchor:middle}\n"
     ".grid{stroke:#ddd;fill:none}.line{fill:none;stroke-width:2}\n"
     ".level{stroke:#888;stroke-dasharray:5 4;fill:none;stroke-width:1.5}\n"
     ".c0{stroke:#0072b2}.c1{stroke:#d55e00}.c2{stroke:#009e73}.c3{stroke:#cc79a7}"

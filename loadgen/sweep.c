@@ -237,20 +237,27 @@ typedef struct columns {
     double tpot_median[SWEEP_POINTS_MAX], tpot_p99[SWEEP_POINTS_MAX];
 } columns;
 
-static void
+/* Of a rate that was tried twice, the try that did better; returns how many rates there are. */
+static size_t
 fill_columns(const sweep_result *r, columns *out)
 {
     sweep_point sorted[SWEEP_POINTS_MAX];
+    size_t n = 0;
     sort_points(r, sorted);
     for (size_t i = 0; i < r->count; i++) {
-        out->rate[i] = sorted[i].rate;
-        out->done[i] = sorted[i].request_throughput;
-        out->good[i] = sorted[i].goodput;
-        out->ttft_median[i] = sorted[i].median_ttft;
-        out->ttft_p99[i] = sorted[i].p99_ttft;
-        out->tpot_median[i] = sorted[i].median_tpot;
-        out->tpot_p99[i] = sorted[i].p99_tpot;
+        const sweep_point *p = &sorted[i];
+        const bool again = n > 0 && out->rate[n - 1] == p->rate;
+        if (again && out->good[n - 1] >= p->goodput) continue;
+        const size_t at = again ? n - 1 : n++;
+        out->rate[at] = p->rate;
+        out->done[at] = p->request_throughput;
+        out->good[at] = p->goodput;
+        out->ttft_median[at] = p->median_ttft;
+        out->ttft_p99[at] = p->p99_ttft;
+        out->tpot_median[at] = p->median_tpot;
+        out->tpot_p99[at] = p->p99_tpot;
     }
+    return n;
 }
 
 static void
@@ -271,7 +278,7 @@ sweep_write_svg(const sweep_about *about, const sweep_result *r, FILE *to, errbu
 {
     static const char x_label[] = "request rate (requests/s)";
     columns c;
-    fill_columns(r, &c);
+    const size_t count = fill_columns(r, &c);
     plot_panel panels[3] = {
         {.title = "Requests per second", .x_label = x_label, .y_label = "requests/s"},
         {.title = "Time to first token, from the scheduled time",
@@ -280,12 +287,12 @@ sweep_write_svg(const sweep_about *about, const sweep_result *r, FILE *to, errbu
          .log_y = true},
         {.title = "Time per output token", .x_label = x_label, .y_label = "ms", .log_y = true},
     };
-    add_line(&panels[0], "completed", c.rate, c.done, r->count);
-    add_line(&panels[0], "within limits", c.rate, c.good, r->count);
-    add_line(&panels[1], "median", c.rate, c.ttft_median, r->count);
-    add_line(&panels[1], "p99", c.rate, c.ttft_p99, r->count);
-    add_line(&panels[2], "median", c.rate, c.tpot_median, r->count);
-    add_line(&panels[2], "p99", c.rate, c.tpot_p99, r->count);
+    add_line(&panels[0], "completed", c.rate, c.done, count);
+    add_line(&panels[0], "within limits", c.rate, c.good, count);
+    add_line(&panels[1], "median", c.rate, c.ttft_median, count);
+    add_line(&panels[1], "p99", c.rate, c.ttft_p99, count);
+    add_line(&panels[2], "median", c.rate, c.tpot_median, count);
+    add_line(&panels[2], "p99", c.rate, c.tpot_p99, count);
     for (int i = 0; i < 3; i++) {
         add_level(&panels[i], "saturation", r->saturation, true);
     }
