@@ -2,7 +2,9 @@
  *
  * A server in this process writes streams of prepared events as fast as they are taken; the client
  * is bound to one core, the server's threads to the others (to the same where there is one only).
- * Two shapes: one event a write, as a server streams, and as many as a buffer holds.
+ * Three shapes: one event a write (several may have gathered by the time the client looks), many
+ * events a write, and one event every few milliseconds on each stream, as a server paces them: then
+ * each event costs a wake-up, and what counts is the rate per second of CPU time.
  *
  * usage: loadgen_bench [STREAMS [TOKENS_PER_STREAM [REPEATS]]]
  */
@@ -15,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -32,8 +35,10 @@
 typedef struct bench_server {
     int listener;
     long tokens;
-    bool together; /* many events a write */
+    enum { ONE_BY_ONE, IN_BULK, PACED } shape;
 } bench_server;
+
+#define PACE_NS 2500000 /* 64 streams make 25,600 tokens/s */
 
 static void
 bind_to(int core)
@@ -79,7 +84,8 @@ put_stream(const bench_server *s, int fd)
     }
     put(fd, HEAD, strlen(HEAD));
     for (long i = 0; i < s->tokens;) {
-        const long step = s->together && s->tokens - i >= 64 ? 64 : 1;
+        const long step = s->shape == IN_BULK && s->tokens - i >= 64 ? 64 : 1;
+        if (s->shape == PACED) nanosleep(&(struct timespec){.tv_nsec = PACE_NS}, NULL);
         if (!put(fd, step == 64 ? many : chunk, (size_t)(n * step))) return;
         i += step;
     }
@@ -191,9 +197,11 @@ main(int argc, char **argv)
     if (pthread_create(&acceptor, NULL, accept_all, &s) != 0) abort();
     curl_global_init(CURL_GLOBAL_DEFAULT);
     bind_to(0);
-    for (int i = 0; i < 2 * repeats; i++) {
-        s.together = i % 2 == 1;
-        measure_once(url, streams, tokens, s.together ? "in bulk" : "one by one");
+    static const char *const shapes[] = {"one by one", "in bulk", "paced"};
+    for (int i = 0; i < 3 * repeats; i++) {
+        s.shape = i % 3;
+        s.tokens = s.shape == PACED ? tokens / 4 + 1 : tokens;
+        measure_once(url, streams, s.tokens, shapes[s.shape]);
     }
     shutdown(s.listener, SHUT_RDWR);
     pthread_join(acceptor, NULL);
