@@ -3,10 +3,12 @@
 #include <curl/curl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/clock.h"
 #include "common/strbuf.h"
 #include "loadgen/openai.h"
+#include "loadgen/schedule.h"
 #include "loadgen/sse.h"
 
 #define EVENT_BYTES_MAX (1u << 20)
@@ -23,6 +25,8 @@ struct transfer {
     CURL *easy;
     request_record *record;
     sse_parser sse;
+    strbuf history;  /* the prompt of a later turn: the session so far */
+    strbuf scratch;  /* one answer of it, escaped */
     strbuf body;     /* the request */
     strbuf refusal;  /* the start of an answer that is not 200 */
     uint64_t now_ns; /* arrival of the bytes being parsed */
@@ -34,9 +38,9 @@ struct transfer {
 typedef struct client {
     const client_config *config;
     const prompt *prompts;
-    const uint64_t *arrivals_ns;
     request_record *records;
     size_t count;
+    schedule due;
 
     CURLM *multi;
     struct curl_slist *headers;
@@ -45,6 +49,8 @@ typedef struct client {
     transfer *idle;
 
     uint64_t start_ns, tick_ns;
+    uint64_t free_ns; /* when the last request ended while all places were taken */
+    client_stats stats;
     client_progress progress;
 } client;
 
@@ -80,6 +86,8 @@ transfer_free(transfer *t)
     if (t == NULL) return;
     curl_easy_cleanup(t->easy);
     sse_fini(&t->sse);
+    strbuf_fini(&t->history);
+    strbuf_fini(&t->scratch);
     strbuf_fini(&t->body);
     strbuf_fini(&t->refusal);
     free(t);
@@ -91,6 +99,8 @@ transfer_create(const client *c)
     transfer *t = calloc(1, sizeof *t);
     if (t == NULL) return NULL;
     sse_init(&t->sse, EVENT_BYTES_MAX);
+    strbuf_init(&t->history, REQUEST_BYTES_MAX);
+    strbuf_init(&t->scratch, REQUEST_BYTES_MAX);
     strbuf_init(&t->body, REQUEST_BYTES_MAX);
     strbuf_init(&t->refusal, REFUSAL_BYTES_MAX);
     t->easy = curl_easy_init();
@@ -125,23 +135,81 @@ transfer_take(client *c)
     return t;
 }
 
+/* The turn after a completed one is due when its user has thought; after a failed one there is
+ * nothing to go on from, and every later turn of the session fails. */
 static void
 finish(client *c, request_record *record)
 {
-    record_finish(record, clock_now_ns());
-    if (record->completed)
-        c->progress.completed++;
-    else
-        c->progress.failed++;
-    c->progress.chunks += record->chunk_count;
+    for (bool first = true;; first = false) {
+        const size_t next = (size_t)(record - c->records) + 1;
+        record_finish(record, clock_now_ns());
+        if (record->completed)
+            c->progress.completed++;
+        else
+            c->progress.failed++;
+        if (first) c->progress.chunks += record->chunk_count;
+        if (next == c->count || !schedule_is_turn(&c->due, next)) return;
+        if (record->completed) {
+            schedule_add(&c->due, next, record->end_ns - c->start_ns + c->prompts[next].think_ns);
+            return;
+        }
+        record = &c->records[next];
+        record->scheduled_ns = record->ready_ns = clock_now_ns();
+        record_fail(record, "an earlier turn of its session failed");
+        c->progress.sent++;
+    }
+}
+
+/* JSON text of the prompt of a request: for a later turn, the strings of the session's prompts and
+ * answers as one string.  NULL when it is too long. */
+static const char *
+write_prompt(const client *c, transfer *t, size_t index)
+{
+    if (!schedule_is_turn(&c->due, index)) return c->prompts[index].json;
+    size_t first = index;
+    while (schedule_is_turn(&c->due, first))
+        first--;
+    strbuf_reset(&t->history);
+    strbuf_puts(&t->history, "\"");
+    for (size_t i = first; i <= index; i++) {
+        const char *json = c->prompts[i].json; /* without its quotes */
+        strbuf_append(&t->history, json + 1, strlen(json) - 2);
+        if (i == index) break;
+        const strbuf *answer = &c->records[i].text;
+        strbuf_reset(&t->scratch);
+        strbuf_json_string(&t->scratch, strbuf_text(answer), answer->len);
+        if (t->scratch.failed) return NULL;
+        strbuf_append(&t->history, t->scratch.text + 1, t->scratch.len - 2);
+    }
+    strbuf_puts(&t->history, "\"");
+    return t->history.failed ? NULL : t->history.text;
+}
+
+/* False when memory or the limit on a body's size is used up. */
+static bool
+write_body(const client *c, transfer *t, size_t index)
+{
+    const prompt *p = &c->prompts[index];
+    const openai_request request = {
+        .model = c->config->model,
+        .prompt_json = write_prompt(c, t, index),
+        .max_tokens = p->max_tokens,
+        .temperature = c->config->temperature,
+        .seed = c->config->seed + index,
+        .ignore_eos = c->config->ignore_eos,
+    };
+    if (request.prompt_json == NULL) return false;
+    strbuf_reset(&t->body);
+    openai_request_write(&request, &t->body);
+    return !t->body.failed;
 }
 
 static void
-start_request(client *c, size_t index)
+start_request(client *c, schedule_item item)
 {
-    request_record *record = &c->records[index];
-    const prompt *p = &c->prompts[index];
-    record->scheduled_ns = c->start_ns + c->arrivals_ns[index];
+    request_record *record = &c->records[item.index];
+    record->scheduled_ns = c->start_ns + item.due_ns;
+    record->ready_ns = record->scheduled_ns > c->free_ns ? record->scheduled_ns : c->free_ns;
     c->progress.sent++;
 
     transfer *t = transfer_take(c);
@@ -154,21 +222,12 @@ start_request(client *c, size_t index)
     t->reason[0] = '\0';
     sse_reset(&t->sse);
     strbuf_reset(&t->refusal);
-    strbuf_reset(&t->body);
-    const openai_request request = {
-        .model = c->config->model,
-        .prompt_json = p->json,
-        .max_tokens = p->max_tokens,
-        .temperature = c->config->temperature,
-        .seed = c->config->seed + index,
-        .ignore_eos = c->config->ignore_eos,
-    };
-    openai_request_write(&request, &t->body);
+    const bool written = write_body(c, t, item.index);
     curl_easy_setopt(t->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body.len);
     curl_easy_setopt(t->easy, CURLOPT_POSTFIELDS, strbuf_text(&t->body));
 
     record->send_ns = clock_now_ns();
-    t->in_multi = !t->body.failed && curl_multi_add_handle(c->multi, t->easy) == CURLM_OK;
+    t->in_multi = written && curl_multi_add_handle(c->multi, t->easy) == CURLM_OK;
     if (!t->in_multi) {
         record_fail(record, "the request could not be built");
         finish(c, record);
@@ -183,11 +242,13 @@ start_request(client *c, size_t index)
 static bool
 start_due(client *c)
 {
-    for (int started = 0; c->progress.sent < c->count; started++) {
+    schedule_item next;
+    for (int started = 0; schedule_peek(&c->due, &next); started++) {
         if (c->progress.active >= c->transfer_max) return false;
-        if (c->start_ns + c->arrivals_ns[c->progress.sent] > clock_now_ns()) return false;
+        if (c->start_ns + next.due_ns > clock_now_ns()) return false;
         if (started == START_BATCH) return true;
-        start_request(c, c->progress.sent);
+        schedule_pop(&c->due);
+        start_request(c, next);
     }
     return false;
 }
@@ -197,6 +258,7 @@ end_transfer(client *c, transfer *t)
 {
     curl_multi_remove_handle(c->multi, t->easy);
     t->in_multi = false;
+    if (c->progress.active == c->transfer_max) c->free_ns = clock_now_ns();
     finish(c, t->record);
     c->progress.active--;
     t->next_free = c->idle;
@@ -237,9 +299,12 @@ abandon(client *c, const char *why)
         record_fail(t->record, "%s", why);
         end_transfer(c, t);
     }
-    while (c->progress.sent < c->count) {
-        request_record *record = &c->records[c->progress.sent];
-        record->scheduled_ns = c->start_ns + c->arrivals_ns[c->progress.sent++];
+    for (size_t i = 0; i < c->count; i++) {
+        request_record *record = &c->records[i];
+        if (record->scheduled_ns != 0) continue; /* started, or failed with its session */
+        record->scheduled_ns = record->ready_ns =
+            schedule_is_turn(&c->due, i) ? clock_now_ns() : c->start_ns + c->due.arrivals_ns[i];
+        c->progress.sent++;
         record_fail(record, "%s before it was sent", why);
         finish(c, record);
     }
@@ -250,8 +315,9 @@ abandon(client *c, const char *why)
 static int
 idle_ms(const client *c)
 {
-    if (c->progress.sent == c->count || c->progress.active >= c->transfer_max) return TICK_MS;
-    const uint64_t due = c->start_ns + c->arrivals_ns[c->progress.sent], now = clock_now_ns();
+    schedule_item next;
+    if (c->progress.active >= c->transfer_max || !schedule_peek(&c->due, &next)) return TICK_MS;
+    const uint64_t due = c->start_ns + next.due_ns, now = clock_now_ns();
     if (due <= now) return 0;
     const uint64_t wait_ms = (due - now) / NS_PER_MS;
     return wait_ms < TICK_MS ? (int)wait_ms : TICK_MS;
@@ -273,9 +339,19 @@ is_done(const client *c)
     return c->progress.completed + c->progress.failed == c->count;
 }
 
+static void
+count_round(client *c, uint64_t *since_ns)
+{
+    const uint64_t now = clock_now_ns();
+    if (now - *since_ns > c->stats.round_max_ns) c->stats.round_max_ns = now - *since_ns;
+    c->stats.rounds++;
+    *since_ns = now;
+}
+
 static moe_err
 loop(client *c, errbuf *eb)
 {
+    uint64_t since_ns = clock_now_ns();
     while (!is_done(c)) {
         if (c->config->stop != NULL && *c->config->stop) {
             abandon(c, "interrupted");
@@ -287,7 +363,9 @@ loop(client *c, errbuf *eb)
         collect(c);
         if (code == CURLM_OK && !is_done(c)) {
             tick(c, false);
+            count_round(c, &since_ns);
             if (!more) code = curl_multi_poll(c->multi, NULL, 0, idle_ms(c), NULL);
+            since_ns = clock_now_ns();
         }
         if (code != CURLM_OK) {
             abandon(c, curl_multi_strerror(code));
@@ -326,17 +404,26 @@ set_up(client *c)
     return added ? MOE_OK : MOE_ENOMEM;
 }
 
+static uint64_t
+thread_cpu_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
 moe_err
 client_run(const client_config *config, const prompt *prompts, const uint64_t *arrivals_ns,
            size_t count, request_record *records, errbuf *eb)
 {
     client c = {.config = config,
                 .prompts = prompts,
-                .arrivals_ns = arrivals_ns,
                 .records = records,
                 .count = count,
                 .progress.count = count};
-    moe_err err = set_up(&c);
+    const uint64_t cpu_ns = thread_cpu_ns();
+    moe_err err = schedule_init(&c.due, prompts, arrivals_ns, count);
+    if (!err) err = set_up(&c);
     c.start_ns = c.tick_ns = clock_now_ns();
     if (err) {
         err_set(eb, err, "client: out of memory");
@@ -344,10 +431,14 @@ client_run(const client_config *config, const prompt *prompts, const uint64_t *a
     } else {
         err = loop(&c, eb);
     }
+    c.stats.wall_ns = clock_now_ns() - c.start_ns;
+    c.stats.cpu_ns = thread_cpu_ns() - cpu_ns;
+    if (config->stats != NULL) *config->stats = c.stats;
     for (size_t i = 0; i < c.transfer_count; i++) {
         transfer_free(c.transfers[i]);
     }
     free(c.transfers);
+    schedule_fini(&c.due);
     curl_multi_cleanup(c.multi);
     curl_slist_free_all(c.headers);
     return err;

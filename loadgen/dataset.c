@@ -1,27 +1,21 @@
 #include "loadgen/dataset.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/file.h"
-#include "common/json.h"
-#include "common/strbuf.h"
-#include "loadgen/entries.h"
-#include "loadgen/rng.h"
+#include "loadgen/dataset_impl.h"
 
-#define PROMPT_BYTES_MAX (16u << 20)
 #define TOKEN_ID_MAX 0x7fffffff
-#define SHAREGPT_PROMPT_MIN 4
-#define SHAREGPT_PROMPT_MAX 1024
-#define SHAREGPT_ANSWER_MIN 4
-#define SHAREGPT_SUM_MAX 2048
 
 void
 dataset_fini(dataset *set)
 {
     for (size_t i = 0; i < set->count; i++) {
         free(set->prompts[i].json);
+    }
+    for (size_t d = 0; d < set->domain_count; d++) {
+        free(set->domains[d]);
     }
     free(set->prompts);
     *set = (dataset){0};
@@ -38,9 +32,8 @@ reserve(const dataset_config *config, dataset *out, errbuf *eb)
     return out->prompts ? MOE_OK : err_set(eb, MOE_ENOMEM, "prompts: out of memory");
 }
 
-/* Takes over the text of `json`, which is empty afterwards. */
-static moe_err
-add_prompt(dataset *set, strbuf *json, int64_t token_count, int64_t max_tokens, errbuf *eb)
+moe_err
+dataset_add(dataset *set, strbuf *json, int64_t token_count, int64_t max_tokens, errbuf *eb)
 {
     if (json->failed)
         return err_set(eb, MOE_ERANGE, "the prompt is longer than %u bytes", PROMPT_BYTES_MAX);
@@ -50,67 +43,13 @@ add_prompt(dataset *set, strbuf *json, int64_t token_count, int64_t max_tokens, 
     return MOE_OK;
 }
 
-/* ---- random ---- */
-
-static moe_err
-check_random(const dataset_config *c, errbuf *eb)
+moe_err
+dataset_add_copy(dataset *set, size_t i, errbuf *eb)
 {
-    if (c->input_len < 0 || c->prefix_len < 0 || c->input_len + c->prefix_len < 1 ||
-        c->input_len > DATASET_TOKENS_MAX || c->prefix_len > DATASET_TOKENS_MAX)
-        return err_set(eb, MOE_ERANGE, "random prompts of %lld + %lld tokens: must be 1..%u",
-                       (long long)c->prefix_len, (long long)c->input_len, DATASET_TOKENS_MAX);
-    if (c->random_output_len < 1 || c->random_output_len > DATASET_TOKENS_MAX)
-        return err_set(eb, MOE_ERANGE, "random answers of %lld tokens: must be 1..%u",
-                       (long long)c->random_output_len, DATASET_TOKENS_MAX);
-    if (!(c->range_ratio >= 0 && c->range_ratio < 1))
-        return err_set(eb, MOE_ERANGE, "range ratio %g: must be within 0..1", c->range_ratio);
-    if (c->vocab_first < 0 || c->vocab_end <= c->vocab_first || c->vocab_end > TOKEN_ID_MAX)
-        return err_set(eb, MOE_ERANGE, "random ids from %lld to below %lld: no such range",
-                       (long long)c->vocab_first, (long long)c->vocab_end);
-    return MOE_OK;
-}
-
-static int64_t
-draw_length(rng *r, int64_t len, double ratio, int64_t min)
-{
-    const int64_t low = (int64_t)floor((double)len * (1 - ratio));
-    const int64_t high = (int64_t)ceil((double)len * (1 + ratio));
-    const int64_t drawn = low + (int64_t)rng_below(r, (uint64_t)(high - low) + 1);
-    return drawn < min ? min : drawn;
-}
-
-static void
-draw_ids(rng *r, const dataset_config *c, int64_t count, strbuf *out)
-{
-    const uint64_t range = (uint64_t)(c->vocab_end - c->vocab_first);
-    for (int64_t i = 0; i < count; i++) {
-        if (out->len > 1) strbuf_puts(out, ",");
-        strbuf_printf(out, "%lld", (long long)c->vocab_first + (long long)rng_below(r, range));
-    }
-}
-
-static moe_err
-make_random(const dataset_config *c, dataset *out, errbuf *eb)
-{
-    rng lengths, ids;
-    rng_init(&lengths, c->seed, RNG_LENGTHS);
-    for (size_t i = 0; i < c->count; i++) {
-        /* With a prefix the rest may be empty; without one a prompt has at least one token. */
-        const int64_t own = draw_length(&lengths, c->input_len, c->range_ratio, !c->prefix_len);
-        const int64_t answer = draw_length(&lengths, c->random_output_len, c->range_ratio, 1);
-        strbuf json;
-        strbuf_init(&json, PROMPT_BYTES_MAX);
-        strbuf_puts(&json, "[");
-        rng_init(&ids, c->seed, RNG_TOKENS);
-        draw_ids(&ids, c, c->prefix_len, &json);
-        /* A stream for each prompt: prompt i stays what it is when other lengths change. */
-        rng_init(&ids, c->seed + 1 + i, RNG_TOKENS);
-        draw_ids(&ids, c, own, &json);
-        strbuf_puts(&json, "]");
-        const moe_err err = add_prompt(out, &json, c->prefix_len + own, answer, eb);
-        strbuf_fini(&json);
-        if (err) return err;
-    }
+    prompt p = set->prompts[i];
+    p.json = strdup(p.json);
+    if (p.json == NULL) return err_set(eb, MOE_ENOMEM, "prompts: out of memory");
+    set->prompts[set->count++] = p;
     return MOE_OK;
 }
 
@@ -161,49 +100,7 @@ read_custom(const dataset_config *c, const cJSON *root, dataset *out, errbuf *eb
         err = write_ids(text, &json, &token_count, eb);
     else if (!err)
         err = err_set(eb, MOE_EINVAL, "prompt must be a text or an array of token ids");
-    if (!err) err = add_prompt(out, &json, token_count, max_tokens, eb);
-    strbuf_fini(&json);
-    return err;
-}
-
-/* ---- sharegpt ---- */
-
-static moe_err
-read_turn(const cJSON *turns, int index, const char **out, errbuf *eb)
-{
-    const cJSON *value =
-        cJSON_GetObjectItemCaseSensitive(cJSON_GetArrayItem(turns, index), "value");
-    if (!cJSON_IsString(value))
-        return err_set(eb, MOE_EINVAL, "conversations[%d] must be an object with a text \"value\"",
-                       index);
-    *out = value->valuestring;
-    return MOE_OK;
-}
-
-static moe_err
-read_sharegpt(const dataset_config *c, const cJSON *root, dataset *out, errbuf *eb)
-{
-    const cJSON *turns = cJSON_GetObjectItemCaseSensitive(root, "conversations");
-    if (turns == NULL) turns = cJSON_GetObjectItemCaseSensitive(root, "conversation");
-    if (!cJSON_IsArray(turns))
-        return err_set(eb, MOE_EINVAL, "conversations must be an array of turns");
-    if (cJSON_GetArraySize(turns) < 2) return MOE_OK;
-
-    const char *question, *answer;
-    int64_t prompt_len = 0, answer_len = 0;
-    moe_err err = read_turn(turns, 0, &question, eb);
-    if (!err) err = read_turn(turns, 1, &answer, eb);
-    if (!err) err = c->count_tokens(c->count_ctx, question, &prompt_len, eb);
-    if (err || prompt_len < SHAREGPT_PROMPT_MIN || prompt_len > SHAREGPT_PROMPT_MAX) return err;
-    err = c->count_tokens(c->count_ctx, answer, &answer_len, eb);
-    if (c->output_len > 0) answer_len = c->output_len;
-    if (err || answer_len < SHAREGPT_ANSWER_MIN || prompt_len + answer_len > SHAREGPT_SUM_MAX)
-        return err;
-
-    strbuf json;
-    strbuf_init(&json, PROMPT_BYTES_MAX);
-    strbuf_json_string(&json, question, strlen(question));
-    err = add_prompt(out, &json, prompt_len, answer_len, eb);
+    if (!err) err = dataset_add(out, &json, token_count, max_tokens, eb);
     strbuf_fini(&json);
     return err;
 }
@@ -221,9 +118,20 @@ read_entry(const dataset_config *c, const entry *e, dataset *out, errbuf *eb)
     else if (c->kind == DATASET_CUSTOM)
         err = read_custom(c, root, out, eb);
     else
-        err = read_sharegpt(c, root, out, eb);
+        err = dataset_read_conversation(c, root, out, eb);
     cJSON_Delete(root);
     return err;
+}
+
+static moe_err
+read_entries(const dataset_config *c, const entries *list, dataset *out, errbuf *eb)
+{
+    const char *unit = c->kind == DATASET_CUSTOM ? "line" : "entry";
+    for (size_t i = 0; i < list->count && out->count < c->count; i++) {
+        const moe_err err = read_entry(c, &list->at[i], out, eb);
+        if (err) return err_wrap(eb, err, "%s %zu", unit, list->at[i].number);
+    }
+    return MOE_OK;
 }
 
 static moe_err
@@ -231,35 +139,41 @@ repeat(const dataset_config *c, dataset *set, errbuf *eb)
 {
     const size_t distinct = set->count;
     while (set->count < c->count) {
-        prompt p = set->prompts[set->count - distinct];
-        p.json = strdup(p.json);
-        if (p.json == NULL) return err_set(eb, MOE_ENOMEM, "prompts: out of memory");
-        set->prompts[set->count++] = p;
+        const moe_err err = dataset_add_copy(set, set->count - distinct, eb);
+        if (err) return err;
         set->repeated++;
     }
     return MOE_OK;
+}
+
+static moe_err
+parse_entries(const dataset_config *c, const char *text, size_t len, dataset *out, errbuf *eb)
+{
+    entries list = {0};
+    moe_err err =
+        (c->kind == DATASET_CUSTOM ? entries_from_lines : entries_from_array)(text, len, &list, eb);
+    if (!err && c->shuffle) entries_shuffle(&list, c->seed);
+    if (!err)
+        err = c->kind == DATASET_EXPERT_SKEW ? dataset_make_skewed(c, &list, out, eb)
+                                             : read_entries(c, &list, out, eb);
+    if (!err && out->count == 0)
+        err = err_set(eb, MOE_ENOTFOUND, "none of its %zu entries is usable", list.count);
+    if (!err) err = repeat(c, out, eb);
+    entries_fini(&list);
+    return err;
 }
 
 moe_err
 dataset_parse(const dataset_config *c, const char *name, const char *text, size_t len, dataset *out,
               errbuf *eb)
 {
-    const bool lines = c->kind == DATASET_CUSTOM;
-    entries list = {0};
     moe_err err = reserve(c, out, eb);
-    if (!err) err = (lines ? entries_from_lines : entries_from_array)(text, len, &list, eb);
-    if (err) err_wrap(eb, err, "%s", name);
-    if (!err && c->shuffle) entries_shuffle(&list, c->seed);
-    for (size_t i = 0; !err && i < list.count && out->count < c->count; i++) {
-        err = read_entry(c, &list.at[i], out, eb);
-        if (err) err_wrap(eb, err, "%s: %s %zu", name, lines ? "line" : "entry", list.at[i].number);
-    }
-    if (!err && out->count == 0)
-        err = err_set(eb, MOE_ENOTFOUND, "%s: none of its %zu entries is usable", name, list.count);
-    if (!err) err = repeat(c, out, eb);
-    entries_fini(&list);
-    if (err) dataset_fini(out);
-    return err;
+    if (!err)
+        err = c->kind == DATASET_TRACE ? dataset_make_trace(c, text, len, out, eb)
+                                       : parse_entries(c, text, len, out, eb);
+    if (!err) return MOE_OK;
+    dataset_fini(out);
+    return err_wrap(eb, err, "%s", name);
 }
 
 moe_err
@@ -267,10 +181,11 @@ dataset_load(const dataset_config *c, dataset *out, errbuf *eb)
 {
     *out = (dataset){0};
     moe_err err;
-    if (c->kind == DATASET_RANDOM) {
-        err = check_random(c, eb);
-        if (!err) err = reserve(c, out, eb);
-        if (!err) err = make_random(c, out, eb);
+    if (c->kind == DATASET_RANDOM || c->kind == DATASET_PREFIX_REPETITION) {
+        err = reserve(c, out, eb);
+        if (!err)
+            err = (c->kind == DATASET_RANDOM ? dataset_make_random
+                                             : dataset_make_prefix_repetition)(c, out, eb);
         if (err) dataset_fini(out);
         return err;
     }

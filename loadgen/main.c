@@ -5,18 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
-#include "loadgen/arrivals.h"
-#include "loadgen/client.h"
-#include "loadgen/dataset.h"
-#include "loadgen/measure.h"
+#include "loadgen/json_writer.h"
 #include "loadgen/options.h"
-#include "loadgen/progress.h"
 #include "loadgen/report.h"
-#include "loadgen/server.h"
+#include "loadgen/run.h"
+#include "loadgen/summary.h"
+#include "loadgen/sweep.h"
 
 enum { EXIT_ALL_COMPLETED = 0, EXIT_SOME_FAILED = 1, EXIT_UNUSABLE = 2 };
+
+#define NAME_MAX_BYTES 1024
+#define SWEEP_IDLE_REQUESTS 8
+#define SWEEP_REQUESTS_MIN 10
 
 static volatile sig_atomic_t stop;
 
@@ -47,203 +48,213 @@ raise_file_limit(void)
     setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/* What a run holds, in the order it is made. */
-typedef struct bench {
-    options o;
-    server *srv;
-    char *served_model, *server_json;
-    const char *model;
-    dataset data; /* the measured prompts, then those of the warm-up */
-    uint64_t *arrivals_ns;
-    request_record *records;
-    measure figures;
-    char date[32];
-} bench;
-
-static moe_err
-count_tokens(void *ctx, const char *text, int64_t *count, errbuf *eb)
-{
-    bench *b = ctx;
-    return server_count_tokens(b->srv, b->model, text, count, eb);
-}
-
-static moe_err
-prepare(bench *b, errbuf *eb)
-{
-    options *o = &b->o;
-    moe_err err = server_open(&b->srv, o->base_url, o->api_key, eb);
-    if (!err && o->model == NULL) err = server_get_model(b->srv, &b->served_model, eb);
-    if (err) return err;
-    b->model = o->model ? o->model : b->served_model;
-    /* Not every server has it, and the load does not need it. */
-    if (server_get_version(b->srv, &b->server_json, NULL)) b->server_json = NULL;
-
-    o->data.count_tokens = count_tokens;
-    o->data.count_ctx = b;
-    err = dataset_load(&o->data, &b->data, eb);
-    if (err) return err;
-    if (b->data.repeated)
-        fprintf(stderr, "warning: %s has too few usable entries: %zu prompts are repetitions\n",
-                o->data.path, b->data.repeated);
-    const arrivals_config arrivals = {
-        .rate = o->request_rate, .burstiness = o->burstiness, .seed = o->seed};
-    return arrivals_build(&arrivals, o->prompt_count, &b->arrivals_ns, eb);
-}
-
-static client_config
-configure_client(const bench *b, progress *line)
-{
-    const options *o = &b->o;
-    return (client_config){
-        .url = o->completions_url,
-        .model = b->model,
-        .api_key = o->api_key,
-        .temperature = o->temperature,
-        .ignore_eos = o->ignore_eos,
-        .seed = o->seed,
-        .concurrency_max = o->concurrency_max,
-        .timeout_ms = o->timeout_ms,
-        .stop = &stop,
-        .on_progress = o->show_progress ? progress_show : NULL,
-        .progress_ctx = line,
-    };
-}
-
-/* Prompts of its own, so that the measured ones don't meet a prefix cache that knows them. */
-static moe_err
-warm_up(const bench *b, errbuf *eb)
-{
-    const size_t count = b->o.warmup_count;
-    if (count == 0) return MOE_OK;
-    request_record *records = record_array_create(count);
-    uint64_t *at_once = calloc(count, sizeof *at_once);
-    moe_err err = records && at_once ? MOE_OK : err_set(eb, MOE_ENOMEM, "warm-up: out of memory");
-    client_config config = configure_client(b, NULL);
-    config.on_progress = NULL;
-    if (!err)
-        err = client_run(&config, b->data.prompts + b->o.prompt_count, at_once, count, records, eb);
-    for (size_t i = 0; !err && i < count; i++) {
-        if (!records[i].completed)
-            err = err_set(eb, MOE_EINVAL, "warm-up request %zu: %s", i, record_error(&records[i]));
-    }
-    free(at_once);
-    record_array_free(records, count);
-    return err;
-}
-
-static moe_err
-run_load(bench *b, errbuf *eb)
-{
-    const time_t now = time(NULL);
-    struct tm local;
-    strftime(b->date, sizeof b->date, "%Y%m%d-%H%M%S", localtime_r(&now, &local));
-
-    b->records = record_array_create(b->o.prompt_count);
-    if (b->records == NULL) return err_set(eb, MOE_ENOMEM, "records: out of memory");
-    progress line;
-    progress_init(&line, stderr);
-    const client_config config = configure_client(b, &line);
-    const moe_err err =
-        client_run(&config, b->data.prompts, b->arrivals_ns, b->o.prompt_count, b->records, eb);
-    if (err) return err;
-    return measure_run(&b->o.measuring, b->data.prompts, b->records, b->o.prompt_count, &b->figures,
-                       eb);
-}
-
-/* backend-RATEqps-model-date.json, without slashes of a model's path. */
+/* The name that was given, without its .json, or one made from the run. */
 static void
-name_result(const bench *b, char *out, size_t size)
+name_result(const target *t, const run *r, const char *load, char *out, size_t size)
 {
-    const char *slash = strrchr(b->model, '/');
-    char rate[32], limit[32] = "";
-    snprintf(rate, sizeof rate, "%g", b->o.request_rate);
-    if (b->o.concurrency_max) snprintf(limit, sizeof limit, "-concurrency%u", b->o.concurrency_max);
-    snprintf(out, size, "%s-%sqps%s-%s-%s.json", b->o.backend, rate, limit,
-             slash ? slash + 1 : b->model, b->date);
-    for (char *c = out; *c != '\0'; c++) {
-        if (*c == '/') *c = '-';
+    const char *given = t->o->result_filename;
+    if (given == NULL) {
+        run_name(t, r, load, out, size);
+        return;
     }
+    size_t len = strlen(given);
+    if (len > 5 && strcmp(given + len - 5, ".json") == 0) len -= 5;
+    snprintf(out, size, "%.*s", (int)len, given);
 }
 
 static moe_err
-publish(const bench *b, errbuf *eb)
+save(const options *o, const char *name, moe_err (*write)(const void *ctx, FILE *to, errbuf *eb),
+     const void *ctx, errbuf *eb)
 {
-    const options *o = &b->o;
-    const report_run run = {
-        .date = b->date,
-        .backend = o->backend,
-        .endpoint_type = "openai",
-        .label = o->label,
-        .model_id = b->model,
-        .tokenizer_id = o->tokenizer ? o->tokenizer : b->model,
-        .dataset_name = o->dataset_name,
-        .dataset_path = o->data.path,
-        .request_rate = o->request_rate,
-        .burstiness = o->burstiness,
-        .concurrency_max = o->concurrency_max,
-        .seed = o->seed,
-        .temperature = o->temperature,
-        .ignore_eos = o->ignore_eos,
-        .warmup_count = o->warmup_count,
-        .repeated_count = b->data.repeated,
-        .server_json = b->server_json,
-        .metadata = o->metadata,
-        .metadata_count = o->metadata_count,
-        .config = &o->measuring,
-        .figures = &b->figures,
-        .prompts = b->data.prompts,
-        .records = b->records,
-        .count = o->prompt_count,
-    };
-    report_print_table(&run, stdout);
-    fflush(stdout);
-    report_print_errors(&run, stderr);
-    if (!o->save_result) return MOE_OK;
-    char name[512], path[4096];
-    name_result(b, name, sizeof name);
-    const moe_err err = report_save(
-        &run, o->result_dir, o->result_filename ? o->result_filename : name, path, sizeof path, eb);
+    char path[4096];
+    const moe_err err = json_save(o->result_dir, name, write, ctx, path, sizeof path, eb);
     if (!err) fprintf(stderr, "result: %s\n", path);
     return err;
 }
 
-static void
-bench_fini(bench *b)
+/* ---- a run, or several ---- */
+
+static moe_err
+write_run(const void *ctx, FILE *to, errbuf *eb)
 {
-    record_array_free(b->records, b->o.prompt_count);
-    free(b->arrivals_ns);
-    dataset_fini(&b->data);
-    free(b->served_model);
-    free(b->server_json);
-    server_close(b->srv);
-    options_fini(&b->o);
+    return report_write_json(ctx, to, eb);
+}
+
+static moe_err
+write_times(const void *ctx, FILE *to, errbuf *eb)
+{
+    return report_write_times(ctx, to, eb);
+}
+
+static moe_err
+publish(const target *t, const run *r, errbuf *eb)
+{
+    const options *o = t->o;
+    const report_run described = run_describe(t, r);
+    report_print_table(&described, stdout);
+    fflush(stdout);
+    report_print_errors(&described, stderr);
+    report_print_warnings(&described, stderr);
+    char name[NAME_MAX_BYTES], suffix[32] = "", path[4096];
+    if (o->repeats > 1) snprintf(suffix, sizeof suffix, "-r%u", r->plan.repeat);
+    moe_err err = MOE_OK;
+    if (o->times_path != NULL) {
+        snprintf(name, sizeof name, "%s%s", o->times_path, suffix);
+        err = json_save(*name == '/' ? "" : ".", name + (*name == '/'), write_times, &described,
+                        path, sizeof path, eb);
+    }
+    if (err || !o->save_result) return err;
+    name_result(t, r, NULL, name, sizeof name - 64);
+    strcat(strcat(name, suffix), ".json");
+    return save(o, name, write_run, &described, eb);
+}
+
+static moe_err
+write_summary(const void *ctx, FILE *to, errbuf *eb)
+{
+    return summary_write_json(ctx, to, eb);
+}
+
+static moe_err
+run_once(const target *t, uint32_t repeat, summary *all, char *name, bool *bad, errbuf *eb)
+{
+    run r;
+    const run_plan plan = run_plan_of(t->o, repeat);
+    if (t->o->repeats > 1) fprintf(stderr, "run %u of %u\n", repeat + 1, t->o->repeats);
+    moe_err err = run_execute(t, &plan, &r, eb);
+    if (!err) err = publish(t, &r, eb);
+    if (!err) {
+        summary_add(all, &r.figures, r.histograms);
+        *bad = *bad || r.figures.failed > 0 || r.same.different > 0;
+        if (repeat == 0) name_result(t, &r, NULL, name, NAME_MAX_BYTES - 64);
+    }
+    run_fini(&r);
+    return err;
+}
+
+static moe_err
+run_all(const target *t, bool *bad, errbuf *eb)
+{
+    char name[NAME_MAX_BYTES] = "";
+    summary all = {0};
+    moe_err err = summary_init(&all, t->o->repeats, eb);
+    for (uint32_t i = 0; !err && i < t->o->repeats && (i == 0 || !stop); i++) {
+        err = run_once(t, i, &all, name, bad, eb);
+    }
+    if (!err && t->o->repeats > 1) {
+        summary_print(&all, stdout);
+        if (t->o->save_result)
+            err = save(t->o, strcat(name, "-repeats.json"), write_summary, &all, eb);
+    }
+    summary_fini(&all);
+    return err;
+}
+
+/* ---- sweep ---- */
+
+typedef struct sweeping {
+    const target *t;
+    char name[NAME_MAX_BYTES], date[32];
+} sweeping;
+
+/* Each step has prompts of its own: no step profits from what the one before left in a cache. */
+static moe_err
+measure_step(void *ctx, double rate, uint32_t step, sweep_point *out, errbuf *eb)
+{
+    sweeping *s = ctx;
+    const options *o = s->t->o;
+    run r;
+    run_plan plan = run_plan_of(o, step);
+    const double wanted = ceil(rate * o->sweeping.seconds);
+    plan.count =
+        rate == 0 ? SWEEP_IDLE_REQUESTS : (size_t)fmin(fmax(wanted, SWEEP_REQUESTS_MIN), 1e6);
+    plan.warmup_count = step == 0 ? o->warmup_count : 0;
+    plan.arrivals.rate = rate == 0 ? INFINITY : rate;
+    plan.concurrency_max = rate == 0 ? 1 : o->concurrency_max;
+    plan.check_determinism = plan.show_progress = false;
+    plan.chaos = NULL;
+    moe_err err = stop ? err_set(eb, MOE_ECLOSED, "interrupted") : MOE_OK;
+    r = (run){0};
+    if (!err) err = run_execute(s->t, &plan, &r, eb);
+    if (!err) {
+        const report_run described = run_describe(s->t, &r);
+        *out = sweep_point_of(&o->measuring, &r.figures, r.records, plan.count, rate);
+        out->client_late = rate > 0 && report_client_was_late(&described);
+        if (step == 0) {
+            name_result(s->t, &r, "sweep", s->name, sizeof s->name - 64);
+            snprintf(s->date, sizeof s->date, "%s", r.date);
+        }
+        if (o->show_progress)
+            fprintf(stderr, "%s %.3f req/s: %zu of %zu requests within the limits\n",
+                    rate == 0 ? "idle:" : "rate", rate, out->good, out->sent);
+        if (stop) err = err_set(eb, MOE_ECLOSED, "interrupted");
+    }
+    run_fini(&r);
+    return err;
+}
+
+typedef struct swept {
+    sweep_about about;
+    sweep_result result;
+} swept;
+
+static moe_err
+write_sweep(const void *ctx, FILE *to, errbuf *eb)
+{
+    const swept *s = ctx;
+    return sweep_write_json(&s->about, &s->result, to, eb);
+}
+
+static moe_err
+write_plot(const void *ctx, FILE *to, errbuf *eb)
+{
+    const swept *s = ctx;
+    return sweep_write_svg(&s->about, &s->result, to, eb);
+}
+
+static moe_err
+sweep(const target *t, errbuf *eb)
+{
+    const options *o = t->o;
+    sweeping s = {.t = t};
+    swept all = {.about = {.date = s.date,
+                           .backend = o->backend,
+                           .model_id = t->model,
+                           .dataset_name = o->dataset_name,
+                           .server_json = t->server_json,
+                           .seed = o->seed,
+                           .limits = &o->measuring,
+                           .config = &o->sweeping}};
+    moe_err err = sweep_run(&o->sweeping, measure_step, &s, &all.result, eb);
+    if (all.result.idle.sent > 0) sweep_print(&all.result, stdout);
+    if (err) return err;
+    char file[NAME_MAX_BYTES];
+    snprintf(file, sizeof file, "%s.json", s.name);
+    err = save(o, file, write_sweep, &all, eb);
+    memcpy(file + strlen(file) - 5, ".svg", 5);
+    return err ? err : save(o, file, write_plot, &all, eb);
 }
 
 int
 main(int argc, char **argv)
 {
-    bench b = {0};
+    options o;
+    target t = {0};
     errbuf eb = {""};
-    int status = EXIT_UNUSABLE;
+    bool bad = false;
     curl_global_init(CURL_GLOBAL_DEFAULT);
-    moe_err err = options_parse(&b.o, argc, argv, &eb);
-    if (!err && b.o.help) {
+    moe_err err = options_parse(&o, argc, argv, &eb);
+    if (!err && o.help) {
         options_print_help(stdout);
-        status = EXIT_ALL_COMPLETED;
-        goto done;
+    } else {
+        catch_signals();
+        raise_file_limit();
+        if (!err) err = target_open(&t, &o, &stop, &eb);
+        if (!err) err = o.sweep ? sweep(&t, &eb) : run_all(&t, &bad, &eb);
     }
-    catch_signals();
-    raise_file_limit();
-    if (!err) err = prepare(&b, &eb);
-    if (!err) err = warm_up(&b, &eb);
-    if (!err) err = run_load(&b, &eb);
-    if (!err) err = publish(&b, &eb);
-    if (err)
-        fprintf(stderr, "conclave-loadgen: %s\n", eb.text);
-    else
-        status = b.figures.failed == 0 ? EXIT_ALL_COMPLETED : EXIT_SOME_FAILED;
-done:
-    bench_fini(&b);
+    if (err) fprintf(stderr, "conclave-loadgen: %s\n", eb.text);
+    target_close(&t);
+    options_fini(&o);
     curl_global_cleanup();
-    return status;
+    return err ? EXIT_UNUSABLE : bad ? EXIT_SOME_FAILED : EXIT_ALL_COMPLETED;
 }

@@ -29,12 +29,13 @@ measure_percentile(const double *sorted, size_t n, double p)
 double
 measure_request_ms(const request_record *r, metric which)
 {
-    assert(r->completed && r->chunk_count > 0);
+    assert(which == METRIC_LAG || (r->completed && r->chunk_count > 0));
     switch (which) {
     case METRIC_TTFT: return ms_since(r->send_ns, r->chunk_ns[0]);
     case METRIC_E2EL: return ms_since(r->send_ns, r->last_ns);
     case METRIC_SCHED_TTFT: return ms_since(r->scheduled_ns, r->chunk_ns[0]);
     case METRIC_SCHED_E2EL: return ms_since(r->scheduled_ns, r->last_ns);
+    case METRIC_LAG: return ms_since(r->ready_ns, r->send_ns);
     case METRIC_TPOT:
         if (r->output_tokens < 2) return NAN;
         return ms_since(r->chunk_ns[0], r->last_ns) / (double)(r->output_tokens - 1);
@@ -77,43 +78,106 @@ summarize(const measure_config *config, double *values, size_t n, measure_stat *
     out->std = n ? sqrt(squares / (double)n) : NAN;
     out->median = measure_percentile(values, n, 50);
     out->p99 = measure_percentile(values, n, 99);
+    out->min = n ? values[0] : NAN;
+    out->max = n ? values[n - 1] : NAN;
     for (size_t i = 0; i < config->percentile_count; i++) {
         out->percentiles[i] = measure_percentile(values, n, config->percentiles[i]);
     }
 }
 
-/* Writes the metric's values to values and returns how many; with values NULL it only counts. */
-static size_t
-gather(const request_record *records, size_t count, metric which, double *values)
+bool
+measure_is_within(const measure *m, const request_record *r)
 {
-    size_t n = 0;
+    return !m->trimmed || r->send_ns == 0 ||
+           (r->send_ns >= m->window_start_ns && r->send_ns <= m->window_end_ns);
+}
+
+/* Hands each value of the metric to `take`. */
+static void
+visit(const measure *m, const request_record *records, size_t count, metric which,
+      void (*take)(void *ctx, double ms), void *ctx)
+{
     for (size_t i = 0; i < count; i++) {
         const request_record *r = &records[i];
-        if (!r->completed) continue;
-        if (which == METRIC_ITL) {
-            for (size_t j = 1; j < r->chunk_count; j++, n++) {
-                if (values) values[n] = ms_since(r->chunk_ns[j - 1], r->chunk_ns[j]);
+        if (!measure_is_within(m, r)) continue;
+        if (which == METRIC_LAG) {
+            if (r->send_ns != 0) take(ctx, measure_request_ms(r, which));
+        } else if (!r->completed) {
+            continue;
+        } else if (which == METRIC_ITL) {
+            for (size_t j = 1; j < r->chunk_count; j++) {
+                take(ctx, ms_since(r->chunk_ns[j - 1], r->chunk_ns[j]));
             }
         } else if (which != METRIC_TPOT || r->output_tokens > 1) {
-            if (values) values[n] = measure_request_ms(r, which);
-            n++;
+            take(ctx, measure_request_ms(r, which));
         }
     }
-    return n;
+}
+
+static void
+take_count(void *ctx, double ms)
+{
+    (void)ms;
+    ++*(size_t *)ctx;
+}
+
+static void
+take_value(void *ctx, double ms)
+{
+    double **at = ctx;
+    *(*at)++ = ms;
+}
+
+static void
+take_bucket(void *ctx, double ms)
+{
+    histogram_add_ms(ctx, ms);
+}
+
+void
+measure_fill_histograms(const measure *m, const request_record *records, size_t count,
+                        histogram *out)
+{
+    for (metric which = 0; which < METRIC_COUNT; which++) {
+        visit(m, records, count, which, take_bucket, &out[which]);
+    }
 }
 
 static moe_err
 fill_stats(const measure_config *config, const request_record *records, size_t count, measure *out)
 {
     for (metric which = 0; which < METRIC_COUNT; which++) {
-        const size_t n = gather(records, count, which, NULL);
-        double *values = malloc((n + 1) * sizeof *values);
+        size_t n = 0;
+        visit(out, records, count, which, take_count, &n);
+        double *values = malloc((n + 1) * sizeof *values), *at = values;
         if (values == NULL) return MOE_ENOMEM;
-        gather(records, count, which, values);
+        visit(out, records, count, which, take_value, &at);
         summarize(config, values, n, &out->stats[which]);
         free(values);
     }
     return MOE_OK;
+}
+
+/* The window: everything, or what is left of it.  One that trimming leaves nothing of is empty. */
+static void
+place_window(const measure_config *config, const request_record *records, size_t count,
+             measure *out)
+{
+    uint64_t first = UINT64_MAX, last = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (records[i].send_ns == 0) continue;
+        if (records[i].send_ns < first) first = records[i].send_ns;
+        if (records[i].end_ns > last) last = records[i].end_ns;
+    }
+    if (first == UINT64_MAX) return;
+    out->first_send_ns = first;
+    out->window_start_ns = first + (uint64_t)(config->trim_start_s * (double)NS_PER_S);
+    const uint64_t end_ns = (uint64_t)(config->trim_end_s * (double)NS_PER_S);
+    out->window_end_ns = last > end_ns ? last - end_ns : 0;
+    out->trimmed = config->trim_start_s > 0 || config->trim_end_s > 0;
+    for (size_t i = 0; i < count; i++) {
+        out->excluded += !measure_is_within(out, &records[i]);
+    }
 }
 
 static void
@@ -122,18 +186,17 @@ fill_duration(const request_record *records, size_t count, measure *out)
     uint64_t first = UINT64_MAX, last_completed = 0, last_any = 0;
     for (size_t i = 0; i < count; i++) {
         const request_record *r = &records[i];
-        if (r->send_ns == 0) continue;
+        if (r->send_ns == 0 || !measure_is_within(out, r)) continue;
         if (r->send_ns < first) first = r->send_ns;
         if (r->end_ns > last_any) last_any = r->end_ns;
         if (r->completed && r->end_ns > last_completed) last_completed = r->end_ns;
     }
     if (first == UINT64_MAX) return;
-    out->first_send_ns = first;
     out->duration_s = ms_since(first, last_completed ? last_completed : last_any) / 1e3;
 }
 
-static bool
-meets(const measure_config *config, const request_record *r)
+bool
+measure_meets(const measure_config *config, const request_record *r)
 {
     for (metric which = 0; which < METRIC_COUNT; which++) {
         /* A missing TPOT is NaN, which is not above any limit. */
@@ -156,6 +219,7 @@ fill_counts(const measure_config *config, const prompt *prompts, const request_r
     size_t good = 0;
     for (size_t i = 0; i < count; i++) {
         const request_record *r = &records[i];
+        if (!measure_is_within(out, r)) continue;
         if (!r->completed) {
             out->failed++;
             if (r->http_status == 429) out->rejected++;
@@ -164,7 +228,7 @@ fill_counts(const measure_config *config, const prompt *prompts, const request_r
         out->completed++;
         out->input_tokens += measure_input_tokens(&prompts[i], r);
         out->output_tokens += r->output_tokens;
-        if (meets(config, r)) good++;
+        if (measure_meets(config, r)) good++;
     }
     bool limited = false;
     for (metric which = 0; which < METRIC_COUNT; which++) {
@@ -178,11 +242,44 @@ fill_counts(const measure_config *config, const prompt *prompts, const request_r
     out->goodput = limited ? rate((double)good, s) : NAN;
 }
 
+static void
+fill_steady(const request_record *records, size_t count, measure *out)
+{
+    out->steady_request_throughput = out->steady_output_throughput = NAN;
+    if (!out->trimmed) return;
+    const uint64_t from = out->window_start_ns, to = out->window_end_ns;
+    double tokens = 0, ended = 0;
+    for (size_t i = 0; i < count; i++) {
+        const request_record *r = &records[i];
+        if (!r->completed) continue;
+        ended += r->end_ns >= from && r->end_ns <= to;
+        size_t chunks = 0;
+        for (size_t j = 0; j < r->chunk_count; j++) {
+            chunks += r->chunk_ns[j] >= from && r->chunk_ns[j] <= to;
+        }
+        tokens += (double)r->output_tokens * (double)chunks / (double)r->chunk_count;
+    }
+    const double s = ms_since(from, to) / 1e3;
+    out->steady_request_throughput = rate(ended, s);
+    out->steady_output_throughput = rate(tokens, s);
+}
+
+/* The whole run's seconds: peaks are of all requests, also of those that trimming leaves out. */
+static size_t
+count_seconds(const request_record *records, size_t count, const measure *out)
+{
+    uint64_t last = out->first_send_ns;
+    for (size_t i = 0; i < count; i++) {
+        if (records[i].completed && records[i].end_ns > last) last = records[i].end_ns;
+    }
+    return (size_t)((last - out->first_send_ns) / NS_PER_S) + 1;
+}
+
 static moe_err
 fill_peak_throughput(const request_record *records, size_t count, measure *out)
 {
-    if (!(out->duration_s < PEAK_SECONDS_MAX)) return MOE_OK; /* no run; half a year */
-    const size_t seconds = (size_t)out->duration_s + 1;
+    const size_t seconds = count_seconds(records, count, out);
+    if (seconds > PEAK_SECONDS_MAX) return MOE_OK; /* half a year */
     double *tokens = calloc(seconds, sizeof *tokens);
     if (tokens == NULL) return MOE_ENOMEM;
     for (size_t i = 0; i < count; i++) {
@@ -237,8 +334,10 @@ measure_run(const measure_config *config, const prompt *prompts, const request_r
             size_t count, measure *out, errbuf *eb)
 {
     *out = (measure){0};
+    place_window(config, records, count, out);
     fill_duration(records, count, out);
     fill_counts(config, prompts, records, count, out);
+    fill_steady(records, count, out);
     moe_err err = fill_stats(config, records, count, out);
     if (!err) err = fill_peak_throughput(records, count, out);
     if (!err) err = fill_peak_concurrency(records, count, out);

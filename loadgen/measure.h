@@ -24,6 +24,16 @@
  *                sending; a request's tokens count as spread evenly over its chunks
  *   peak concurrency       the most requests in flight at one time, failed ones included
  *   rejected     failed requests that were answered 429
+ *   client lag   sending - the time at which the request was due and a place for it was free; of
+ *                every request that was sent.  It is the generator's own fault, and not the
+ * server's window       with trimming: from first sending + warm-up to last end - cool-down.
+ * Requests sent outside of it are left out of every count, distribution and rate above but the
+ *                peaks; the figures are those of a run of the others alone.  Requests that were
+ *                never sent can't be placed and stay
+ *   steady request, output throughput
+ *                completed requests that ended within the window, and output tokens that arrived
+ *                within it (a request's tokens spread over its chunks), whenever they were sent,
+ *                / the window's length
  *   percentile p linear interpolation between the two values around rank p/100 * (n - 1)
  *   std          of the population
  *
@@ -35,11 +45,13 @@
 #ifndef MOE_LOADGEN_MEASURE_H
 #define MOE_LOADGEN_MEASURE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "common/err.h"
 #include "loadgen/dataset.h"
+#include "loadgen/histogram.h"
 #include "loadgen/record.h"
 
 #define MEASURE_PERCENTILES_MAX 16
@@ -51,20 +63,22 @@ typedef enum metric {
     METRIC_E2EL,
     METRIC_SCHED_TTFT,
     METRIC_SCHED_E2EL,
+    METRIC_LAG,
     METRIC_COUNT
 } metric;
 
 /* A distribution in ms; every figure is NaN when it has no values. */
 typedef struct measure_stat {
     size_t count;
-    double mean, median, std, p99;
+    double mean, median, std, p99, min, max;
     double percentiles[MEASURE_PERCENTILES_MAX]; /* in the order asked for */
 } measure_stat;
 
 typedef struct measure_config {
     double percentiles[MEASURE_PERCENTILES_MAX]; /* each within 0..100 */
     size_t percentile_count;
-    double slo_ms[METRIC_COUNT]; /* limits for goodput (TTFT, TPOT, E2EL); 0 = none */
+    double slo_ms[METRIC_COUNT];     /* limits for goodput (TTFT, TPOT, E2EL); 0 = none */
+    double trim_start_s, trim_end_s; /* warm-up and cool-down to leave out */
 } measure_config;
 
 typedef struct measure {
@@ -75,7 +89,11 @@ typedef struct measure {
     double goodput; /* NaN when no limit was given */
     double peak_output_throughput;
     size_t peak_concurrency;
-    uint64_t first_send_ns; /* 0 = nothing was sent */
+    uint64_t first_send_ns;                  /* of all; 0 = nothing was sent */
+    bool trimmed;                            /* the window is less than all */
+    uint64_t window_start_ns, window_end_ns; /* sendings that count, both included */
+    size_t excluded;                         /* requests outside of the window */
+    double steady_request_throughput, steady_output_throughput; /* NaN unless trimmed */
     measure_stat stats[METRIC_COUNT];
 } measure;
 
@@ -87,7 +105,18 @@ double measure_percentile(const double *sorted, size_t n, double p);
 moe_err measure_run(const measure_config *config, const prompt *prompts,
                     const request_record *records, size_t count, measure *out, errbuf *eb);
 
-/* Of one completed request, in ms; NaN when it has none (TPOT of a single token).  Not for ITL. */
+/* Does the request count, by the window of m?  A function of measure_run()'s output. */
+bool measure_is_within(const measure *m, const request_record *record);
+
+/* Enter the values behind m.stats into out [METRIC_COUNT], which is not emptied first. */
+void measure_fill_histograms(const measure *m, const request_record *records, size_t count,
+                             histogram *out);
+
+/* Does a completed request meet every limit? */
+bool measure_meets(const measure_config *config, const request_record *record);
+
+/* Of one completed request (LAG: a sent one), in ms; NaN when it has none (TPOT of a single token).
+ * Not for ITL. */
 double measure_request_ms(const request_record *record, metric which);
 
 /* Input tokens of a request: the usage's count, else the data set's, else 0. */

@@ -14,9 +14,12 @@
 
 #include "common/err.h"
 #include "common/flags.h"
+#include "loadgen/arrivals.h"
+#include "loadgen/chaos.h"
 #include "loadgen/dataset.h"
 #include "loadgen/measure.h"
 #include "loadgen/report.h"
+#include "loadgen/sweep.h"
 
 #define OPTIONS_METADATA_MAX 64
 #define OPTIONS_URL_MAX 2048
@@ -30,7 +33,8 @@ typedef struct options {
 
     dataset_config data; /* without count_tokens */
     size_t prompt_count, warmup_count;
-    double request_rate, burstiness;
+    arrivals_config arrivals;
+    const char *ramp_name;    /* "none", "linear", "exponential" */
     uint32_t concurrency_max; /* 0 = no limit */
     double temperature;
     bool ignore_eos;
@@ -42,6 +46,17 @@ typedef struct options {
     size_t metadata_count;
     bool save_result, show_progress;
     const char *result_dir, *result_filename; /* filename NULL = made from the run */
+    const char *times_path;                   /* NULL = raw times are not saved */
+
+    uint32_t repeats;
+    bool check_determinism;
+    chaos_plan chaos;
+    const char *chaos_status;          /* a command, or NULL */
+    char metrics_url[OPTIONS_URL_MAX]; /* of the server's /metrics */
+    double metrics_interval_s;         /* 0 = don't look */
+
+    bool sweep;
+    sweep_config sweeping;
 
     bool help;
     flags parsed; /* owns the texts */
@@ -57,7 +72,7 @@ void options_print_help(FILE *to);
 
 /* The parts with a syntax of their own.  "50,90,99.9" */
 moe_err options_parse_percentiles(const char *text, measure_config *out, errbuf *eb);
-/* One limit of --goodput: "ttft:500" (ms); ttft, tpot or e2el. */
+/* Limits of --goodput or --slo: "ttft:500" or "ttft:500,tpot:50" (ms); ttft, tpot or e2el. */
 moe_err options_parse_slo(const char *text, measure_config *out, errbuf *eb);
 
 #endif

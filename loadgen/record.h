@@ -24,6 +24,7 @@
 
 typedef struct request_record {
     uint64_t scheduled_ns; /* when the schedule wanted it sent */
+    uint64_t ready_ns;     /* scheduled_ns, or later when it had to wait for a free place */
     uint64_t send_ns;      /* when it was handed to the network */
     uint64_t last_ns;      /* the last event that carried a choice */
     uint64_t end_ns;       /* the transfer is over, either way */

@@ -19,7 +19,15 @@ typedef struct rng {
 } rng;
 
 /* What each stream is for: one place, so that no two users share one. */
-enum { RNG_ARRIVALS = 1, RNG_LENGTHS = 2, RNG_TOKENS = 3, RNG_SHUFFLE = 4 };
+enum {
+    RNG_ARRIVALS = 1,
+    RNG_LENGTHS = 2,
+    RNG_TOKENS = 3,
+    RNG_SHUFFLE = 4,
+    RNG_BLOCKS = 5, /* the shared parts of prompts: prefixes, a trace's hashed blocks */
+    RNG_SKEW = 6,
+    RNG_RESAMPLE = 7
+};
 
 void rng_init(rng *r, uint64_t seed, uint64_t stream);
 

@@ -132,6 +132,9 @@ server_count_tokens(server *s, const char *model, const char *text, int64_t *cou
     strbuf_reset(&s->request);
     strbuf_puts(&s->request, "{\"model\":");
     strbuf_json_string(&s->request, model, strlen(model));
+    /* llama.cpp's server has another name for it, and answers without a count. */
+    strbuf_puts(&s->request, ",\"add_special\":true,\"content\":");
+    strbuf_json_string(&s->request, text, strlen(text));
     strbuf_puts(&s->request, ",\"prompt\":");
     strbuf_json_string(&s->request, text, strlen(text));
     strbuf_puts(&s->request, "}");
@@ -141,6 +144,8 @@ server_count_tokens(server *s, const char *model, const char *text, int64_t *cou
     if (err) return err;
     int64_t value = -1;
     err = json_get_i64(root, "count", 0, INT32_MAX, &value, eb);
+    const cJSON *tokens = cJSON_GetObjectItemCaseSensitive(root, "tokens");
+    if (!err && value < 0 && cJSON_IsArray(tokens)) value = cJSON_GetArraySize(tokens);
     if (!err && value < 0) err = err_set(eb, MOE_EINVAL, "the answer has no count");
     if (err)
         err_wrap(eb, err, "%s/tokenize", s->base_url);

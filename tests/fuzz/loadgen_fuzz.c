@@ -1,7 +1,8 @@
 /* loadgen_fuzz: bytes that a server or a user's file can feed to the load generator.
  *
  * The first byte picks the reader: an event stream (cut at places that the bytes themselves name,
- * its events read as completions chunks), a custom data set, or a ShareGPT one.
+ * its events read as completions chunks), a data set of one of the kinds with a file, or a server's
+ * metrics.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include "common/strbuf.h"
 #include "loadgen/dataset.h"
 #include "loadgen/openai.h"
+#include "loadgen/scrape.h"
 #include "loadgen/sse.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -56,27 +58,59 @@ count_bytes(void *ctx, const char *text, int64_t *count, errbuf *eb)
     return MOE_OK;
 }
 
+static void
+read_metrics(const char *bytes, size_t len)
+{
+    scrape_result r = {0};
+    for (size_t sample = 0; sample < 2; sample++) {
+        if (scrape_parse(bytes, len, sample, &r)) abort();
+    }
+    r.sample_count = 2;
+    scrape_halve(&r);
+    scrape_result_fini(&r);
+}
+
+static void
+read_dataset(dataset_kind kind, unsigned bits, const char *bytes, size_t len)
+{
+    const dataset_config config = {
+        .kind = kind,
+        .count = 8,
+        .shuffle = bits & 1,
+        .output_len = kind == DATASET_CUSTOM ? 16 : 0,
+        .count_tokens = count_bytes,
+        .vocab_first = 3,
+        .vocab_end = 9,
+        .speed = 1,
+        .token_max = 4096,
+        .skew = DATASET_SKEW_ZIPF,
+        .skew_alpha = 1,
+    };
+    dataset set;
+    errbuf eb;
+    if (dataset_parse(&config, "fuzz", bytes, len, &set, &eb)) return;
+    if (set.count != config.count) abort();
+    for (size_t i = 1; i < set.count; i++) {
+        if (set.timed && set.prompts[i].arrival_ns < set.prompts[i - 1].arrival_ns) abort();
+        if (set.prompts[i].turn > 0 && set.prompts[i].turn != set.prompts[i - 1].turn + 1) abort();
+    }
+    dataset_fini(&set);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size == 0) return 0;
     const char *text = (const char *)data + 1;
-    if (data[0] % 3 == 0) {
+    static const dataset_kind kinds[] = {DATASET_CUSTOM, DATASET_SHAREGPT, DATASET_MULTI_TURN,
+                                         DATASET_EXPERT_SKEW, DATASET_TRACE};
+    const unsigned reader = data[0] % 8;
+    if (reader == 0) {
         read_stream(text, size - 1);
-        return 0;
-    }
-    const dataset_config config = {
-        .kind = data[0] % 3 == 1 ? DATASET_CUSTOM : DATASET_SHAREGPT,
-        .count = 8,
-        .shuffle = data[0] & 4,
-        .output_len = data[0] % 3 == 1 ? 16 : 0,
-        .count_tokens = count_bytes,
-    };
-    dataset set;
-    errbuf eb;
-    if (dataset_parse(&config, "fuzz", text, size - 1, &set, &eb) == MOE_OK) {
-        if (set.count != config.count) abort();
-        dataset_fini(&set);
+    } else if (reader <= 5) {
+        read_dataset(kinds[reader - 1], data[0] >> 3, text, size - 1);
+    } else {
+        read_metrics(text, size - 1);
     }
     char line[80];
     openai_error_text(text, size - 1, line, sizeof line);

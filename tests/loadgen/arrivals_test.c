@@ -75,6 +75,41 @@ Test(arrivals, an_infinite_rate_sends_all_at_once)
     free(at_ns);
 }
 
+Test(arrivals, a_ramp_moves_the_rate_from_its_first_to_its_last)
+{
+    static const struct {
+        arrivals_ramp ramp;
+        double first, last, middle;
+    } cases[] = {{ARRIVALS_LINEAR, 2, 10, 6},
+                 {ARRIVALS_LINEAR, 10, 2, 6},
+                 {ARRIVALS_EXPONENTIAL, 2, 32, 8},
+                 {ARRIVALS_EXPONENTIAL, 5, 5, 5}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const arrivals_config c = {.rate = INFINITY,
+                                   .burstiness = INFINITY,
+                                   .ramp = cases[i].ramp,
+                                   .ramp_start = cases[i].first,
+                                   .ramp_end = cases[i].last};
+        uint64_t *at_ns;
+        errbuf eb;
+        cr_assert_eq(arrivals_build(&c, 101, &at_ns, &eb), MOE_OK);
+        const size_t probes[] = {1, 50, 100};
+        for (size_t p = 0; p < 3; p++) {
+            const double gap_s = (double)(at_ns[probes[p]] - at_ns[probes[p] - 1]) / 1e9;
+            cr_expect_float_eq(gap_s, 1 / arrivals_rate_at(&c, probes[p], 101), 1e-8);
+        }
+        cr_expect_float_eq(arrivals_rate_at(&c, 0, 101), cases[i].first, 1e-9);
+        cr_expect_float_eq(arrivals_rate_at(&c, 50, 101), cases[i].middle, 1e-9);
+        cr_expect_float_eq(arrivals_rate_at(&c, 100, 101), cases[i].last, 1e-9);
+        cr_expect_eq(arrivals_rate_at(&c, 0, 1), cases[i].first);
+        free(at_ns);
+    }
+    const arrivals_config bad = {.burstiness = 1, .ramp = ARRIVALS_LINEAR, .ramp_start = 1};
+    uint64_t *at_ns;
+    errbuf eb;
+    cr_expect_eq(arrivals_build(&bad, 3, &at_ns, &eb), MOE_ERANGE);
+}
+
 Test(arrivals, refuses_a_rate_or_shape_that_is_not_positive_and_endless_schedules)
 {
     const double bad[][2] = {{0, 1}, {-1, 1}, {NAN, 1}, {1, 0}, {1, -2}, {1, NAN}, {1e-9, 1}};

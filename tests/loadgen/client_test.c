@@ -1,4 +1,4 @@
-/* client and the whole program against a server that behaves, and against one that does not. */
+/* client against a server that behaves, and against one that does not. */
 #include <stddef.h>
 
 #include <criterion/criterion.h>
@@ -6,17 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/file.h"
-#include "common/json.h"
 #include "loadgen/client.h"
 #include "loadgen/server.h"
 #include "stub_server.h"
 
 TestSuite(client, .timeout = 60);
-TestSuite(program, .timeout = 60);
 
 #define LENGTH(a) (sizeof(a) / sizeof *(a))
 #define PROMPTS 24
@@ -202,124 +198,4 @@ Test(client, asks_the_server_for_its_model_and_for_token_counts)
     cr_expect(strstr(eb.text, base + 7));
     server_close(srv);
     free(model);
-}
-
-/* ---- the program ---- */
-
-/* Its exit status; standard output and error go to `log`. */
-static int
-run_program(const char *url, const char *dir, const char *log, const char *more)
-{
-    const char *bin = getenv("CONCLAVE_BIN_DIR");
-    char command[2000];
-    snprintf(command, sizeof command,
-             "%s/conclave-loadgen --base-url %s --no-progress --random-input-len 4 "
-             "--random-output-len 3 --save-result --result-dir %s/new/folder "
-             "--result-filename r.json %s >%s 2>&1",
-             bin ? bin : "build/bin", url, dir, more, log);
-    const int status = system(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static cJSON *
-load_json(const char *path)
-{
-    char *text;
-    size_t len;
-    errbuf eb;
-    cJSON *root;
-    cr_assert_eq(file_read(path, 1 << 20, &text, &len, &eb), MOE_OK, "%s", eb.text);
-    cr_assert_eq(json_parse(text, len, &root, &eb), MOE_OK, "%s", eb.text);
-    free(text);
-    return root;
-}
-
-static double
-number(const cJSON *root, const char *key)
-{
-    return cJSON_GetObjectItem(root, key)->valuedouble;
-}
-
-Test(program, writes_a_result_and_its_status_says_whether_all_completed)
-{
-    static const struct {
-        stub_answer script[2];
-        const char *more;
-        int status, completed, requests;
-        const char *said;
-    } cases[] = {
-        {{STUB_TOKENS, STUB_TOKENS}, "--num-prompts 4 --num-warmups 2", 0, 4, 6, "requests:"},
-        {{STUB_TOKENS, STUB_500},
-         "--num-prompts 4 --max-concurrency 1",
-         1,
-         2,
-         4,
-         "2 of 4 requests failed:\n  2 x HTTP 500: it broke"},
-        {{STUB_429, STUB_429}, "--num-prompts 2 --request-rate 500", 1, 0, 2, "Rejected (429)"},
-    };
-    char dir[] = "/tmp/loadgen_test.XXXXXX", path[100], log[100];
-    cr_assert_not_null(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/new/folder/r.json", dir);
-    snprintf(log, sizeof log, "%s/log", dir);
-    for (size_t i = 0; i < LENGTH(cases); i++) {
-        stub_server *s = stub_server_start(cases[i].script, 2);
-        const int status = run_program(stub_server_url(s), dir, log, cases[i].more);
-        char *said;
-        size_t len;
-        cr_assert_eq(file_read(log, 1 << 20, &said, &len, NULL), MOE_OK);
-        cr_expect_eq(status, cases[i].status, "case %zu: %d\n%s", i, status, said);
-        cr_expect(strstr(said, cases[i].said) != NULL, "case %zu: %s", i, said);
-        free(said);
-        cJSON *root = load_json(path);
-        cr_expect_eq(number(root, "completed"), cases[i].completed);
-        cr_expect_str_eq(cJSON_GetObjectItem(root, "model_id")->valuestring, "stub");
-        cr_expect_eq(cJSON_IsNull(cJSON_GetObjectItem(root, "mean_ttft_ms")),
-                     cases[i].completed == 0);
-        cJSON_Delete(root);
-        unlink(path);
-        cr_expect_eq(stub_server_requests(s), (size_t)cases[i].requests);
-        stub_server_stop(s);
-    }
-    unlink(log);
-    snprintf(path, sizeof path, "%s/new/folder", dir);
-    rmdir(path);
-    snprintf(path, sizeof path, "%s/new", dir);
-    rmdir(path);
-    cr_expect_eq(rmdir(dir), 0); /* no half-written file was left */
-}
-
-Test(program, an_unusable_server_or_option_is_status_two)
-{
-    const stub_answer script[] = {STUB_500};
-    stub_server *s = stub_server_start(script, 1);
-    char url[64];
-    snprintf(url, sizeof url, "%s", stub_server_url(s));
-    cr_expect_eq(run_program(url, "/tmp", "/dev/null", "--num-warmups 1"), 2);
-    cr_expect_eq(run_program(url, "/tmp", "/dev/null", "--num-prompts none"), 2);
-    stub_server_stop(s);
-    cr_expect_eq(run_program(url, "/tmp", "/dev/null", ""), 2);
-}
-
-Test(program, a_sharegpt_file_is_measured_by_the_servers_tokenizer)
-{
-    char dir[] = "/tmp/loadgen_test.XXXXXX", path[100], more[300];
-    cr_assert_not_null(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/set.json", dir);
-    FILE *to = fopen(path, "w");
-    fputs("[{\"conversations\":[{\"value\":\"too short\"},{\"value\":\"one two three four\"}]},"
-          "{\"conversations\":[{\"value\":\"tell me a story\"},"
-          "{\"value\":\"once upon a time there\"}]}]",
-          to);
-    fclose(to);
-    const stub_answer script[] = {STUB_TOKENS};
-    stub_server *s = stub_server_start(script, 1);
-    snprintf(more, sizeof more, "--num-prompts 1 --dataset-name sharegpt --dataset-path %s", path);
-    cr_expect_eq(run_program(stub_server_url(s), dir, "/dev/null", more), 0);
-    const char *body = stub_server_body(s, 0);
-    cr_assert_not_null(body);
-    cr_expect(strstr(body, "\"prompt\":\"tell me a story\",\"max_tokens\":5"), "%s", body);
-    stub_server_stop(s);
-    char command[200];
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    cr_expect_eq(system(command), 0);
 }

@@ -10,6 +10,7 @@
 #include "common/json.h"
 #include "loadgen/dataset.h"
 #include "loadgen/entries.h"
+#include "tests/support/paths.h"
 
 TestSuite(dataset, .timeout = 10);
 
@@ -171,6 +172,202 @@ Test(dataset, sharegpt_keeps_what_the_studys_filter_keeps)
         dataset_fini(&a);
     }
     free(words);
+}
+
+Test(dataset, prefix_repetition_has_as_many_prefixes_as_asked_for)
+{
+    dataset_config c = config_of(DATASET_PREFIX_REPETITION, 60);
+    c.prefix_len = 8;
+    c.prefix_count = 3;
+    dataset a;
+    cr_assert_eq(dataset_load(&c, &a, &eb), MOE_OK);
+    char *seen[4] = {NULL};
+    size_t kinds = 0;
+    for (size_t i = 0; i < 60; i++) {
+        char *end = a.prompts[i].json;
+        for (int k = 0; k < 8; k++) {
+            end = strchr(end + 1, ',');
+        }
+        cr_expect_eq(a.prompts[i].token_count, 18);
+        *end = '\0';
+        size_t k = 0;
+        while (k < kinds && strcmp(seen[k], a.prompts[i].json) != 0)
+            k++;
+        cr_assert_lt(k, 3);
+        if (k == kinds) seen[kinds++] = a.prompts[i].json;
+    }
+    cr_expect_eq(kinds, 3);
+    dataset_fini(&a);
+    c.prefix_count = 0;
+    cr_expect_eq(dataset_load(&c, &a, &eb), MOE_ERANGE);
+}
+
+#define TURN(text) "{\"value\":\"" text "\"}"
+#define Q(n) TURN("q" n " two three four")
+#define A(n) TURN("a" n " two three four five")
+
+Test(dataset, multi_turn_makes_a_request_of_each_question)
+{
+    const char *text = "[{\"conversations\":[" Q("1") "," A("1") "," Q("2") "," A("2") "," Q(
+        "3") "]},"
+             "{\"conversations\":[" TURN("short") "," A(
+                 "x") "]},"
+                      "{\"conversations\":[" Q("4") "," A("4") "," Q("5") "," A("5") "," TURN(
+                          "hm") ","
+                                "" A("6") "," TURN("") "," A("7") "]}]";
+    static const struct {
+        const char *json;
+        uint32_t turn;
+    } want[] = {{"\"q1 two three four\"", 0},
+                {"\"q2 two three four\"", 1},
+                {"\"q4 two three four\"", 0},
+                {"\"q5 two three four\"", 1},
+                {"\"hm\"", 2},
+                {"\"q1 two three four\"", 0},
+                {"\"q2 two three four\"", 1}};
+    dataset_config c = config_of(DATASET_MULTI_TURN, 7);
+    c.think_s = 0.5;
+    dataset a, b;
+    cr_assert_eq(parse(&c, text, &a), MOE_OK, "%s", eb.text);
+    for (size_t i = 0; i < 7; i++) {
+        const prompt *p = &a.prompts[i];
+        cr_expect_str_eq(p->json, want[i].json, "%zu: %s", i, p->json);
+        cr_expect_eq(p->turn, want[i].turn, "%zu", i);
+        cr_expect_eq(p->max_tokens, 5);
+        cr_expect_eq(p->token_count, p->turn ? -1 : 4);
+        cr_expect_eq(p->think_ns > 0, p->turn > 0);
+    }
+    cr_expect_eq(a.repeated, 2);
+    c.turn_max = 1;
+    c.count = 2;
+    cr_assert_eq(parse(&c, text, &b), MOE_OK);
+    cr_expect_str_eq(b.prompts[1].json, "\"q4 two three four\"");
+    dataset_fini(&a);
+    dataset_fini(&b);
+}
+
+Test(dataset, a_session_ends_where_it_would_grow_too_long)
+{
+    char *text = malloc(40000), *at = text;
+    at = stpcpy(at, "[{\"conversations\":[");
+    for (int turn = 0; turn < 8; turn++) {
+        at = stpcpy(at, turn ? ",{\"value\":\"w" : "{\"value\":\"w");
+        for (int i = 1; i < 500; i++) {
+            at = stpcpy(at, " w");
+        }
+        at = stpcpy(at, "\"}");
+    }
+    strcpy(at, "]}]");
+    const dataset_config c = config_of(DATASET_MULTI_TURN, 3);
+    dataset a;
+    cr_assert_eq(parse(&c, text, &a), MOE_OK, "%s", eb.text);
+    cr_expect(a.prompts[0].turn == 0 && a.prompts[1].turn == 1 && a.prompts[2].turn == 0);
+    dataset_fini(&a);
+    free(text);
+}
+
+#define OF(domain, n) "{\"domain\":\"" domain "\",\"conversations\":[" Q(n) "," A(n) "]}"
+
+Test(dataset, expert_skew_takes_domains_as_often_as_asked)
+{
+    const char *text = "[" OF("a", "1") "," OF("b", "2") "," OF("c", "3") "," OF(
+        "a", "4") ","
+                  "{\"domain\":\"b\",\"conversations\":[" TURN("short") "," A("5") "]}]";
+    static const struct {
+        dataset_skew skew;
+        int64_t hot;
+        double alpha;
+        const char *order;
+        double share[3]; /* of the domains in their order */
+    } cases[] = {
+        {DATASET_SKEW_UNIFORM, 0, 0, NULL, {1. / 3, 1. / 3, 1. / 3}},
+        {DATASET_SKEW_KHOT, 1, 0, NULL, {1, 0, 0}},
+        {DATASET_SKEW_KHOT, 2, 0, "c,b", {0.5, 0.5, 0}},
+        {DATASET_SKEW_ZIPF, 0, 1, "b,a,c", {6. / 11, 3. / 11, 2. / 11}},
+        {DATASET_SKEW_ZIPF, 0, 0, NULL, {1. / 3, 1. / 3, 1. / 3}},
+    };
+    enum { N = 3000 };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        dataset_config c = config_of(DATASET_EXPERT_SKEW, N);
+        c.skew = cases[i].skew;
+        c.skew_hot = cases[i].hot;
+        c.skew_alpha = cases[i].alpha;
+        c.domains = cases[i].order;
+        dataset a;
+        cr_assert_eq(parse(&c, text, &a), MOE_OK, "case %zu: %s", i, eb.text);
+        cr_assert_eq(a.domain_count, 3);
+        size_t times[3] = {0};
+        for (size_t p = 0; p < N; p++) {
+            times[a.prompts[p].domain]++;
+        }
+        for (size_t d = 0; d < 3; d++) {
+            cr_expect_float_eq((double)times[d] / N, cases[i].share[d], 0.04, "case %zu, %s: %zu",
+                               i, a.domains[d], times[d]);
+        }
+        cr_expect_geq(a.repeated, N - 4);
+        if (cases[i].order != NULL) cr_expect_eq(a.domains[0][0], cases[i].order[0]);
+        dataset_fini(&a);
+    }
+}
+
+Test(dataset, expert_skew_says_what_it_lacks)
+{
+    static const struct {
+        const char *text, *domains, *want;
+        int64_t hot;
+        moe_err err;
+    } cases[] = {
+        {"[" OF("a", "1") "]", NULL, "set.file: 2 hot domains: the file has 1", 2, MOE_ERANGE},
+        {"[" OF("a", "1") "]", "z", "no usable entry of domain \"z\"", 1, MOE_ENOTFOUND},
+        {"[" OF("a", "1") "]", "a,,b", "domains \"a,,b\"", 1, MOE_EINVAL},
+        {"[" OF("a", "1") ",{\"conversations\":[]}]", NULL, "set.file: entry 2: has no \"domain\"",
+         1, MOE_EINVAL},
+        {"[" OF("a", "1") ",{\"domain\":3}]", NULL, "entry 2: domain must be", 1, MOE_EINVAL},
+        {"[" OF("a", "1") ",3]", NULL, "entry 2: must be a JSON object", 1, MOE_EINVAL},
+        {"[]", NULL, "none of its 0 entries", 1, MOE_ENOTFOUND},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        dataset_config c = config_of(DATASET_EXPERT_SKEW, 2);
+        c.skew = DATASET_SKEW_KHOT;
+        c.skew_hot = cases[i].hot;
+        c.domains = cases[i].domains;
+        dataset a;
+        cr_expect_eq(parse(&c, cases[i].text, &a), cases[i].err, "case %zu: %s", i, eb.text);
+        cr_expect(strstr(eb.text, cases[i].want), "case %zu: %s", i, eb.text);
+        cr_expect(a.prompts == NULL && a.domain_count == 0);
+    }
+}
+
+/* As a server with the demo tokenizer would count, as far as the filter is concerned. */
+static moe_err
+count_quarter_bytes(void *ctx, const char *text, int64_t *count, errbuf *e)
+{
+    (void)ctx;
+    (void)e;
+    *count = (int64_t)strlen(text) / 4 + 4;
+    return MOE_OK;
+}
+
+Test(dataset, the_sets_that_ship_are_usable_to_the_last_entry)
+{
+    static const struct {
+        const char *file;
+        size_t count, domains;
+    } sets[] = {{"loadgen/data/study50.json", 50, 5}, {"loadgen/data/domains.json", 135, 5}};
+    for (size_t i = 0; i < 2; i++) {
+        char path[1000];
+        dataset_config c = config_of(DATASET_SHAREGPT, sets[i].count);
+        c.count_tokens = count_quarter_bytes;
+        c.path = test_path(path, sizeof path, sets[i].file);
+        dataset a;
+        cr_assert_eq(dataset_load(&c, &a, &eb), MOE_OK, "%s", eb.text);
+        cr_expect_eq(a.repeated, 0, "%s", path);
+        dataset_fini(&a);
+        c.kind = DATASET_EXPERT_SKEW;
+        cr_assert_eq(dataset_load(&c, &a, &eb), MOE_OK, "%s", eb.text);
+        cr_expect_eq(a.domain_count, sets[i].domains);
+        dataset_fini(&a);
+    }
 }
 
 Test(dataset, errors_name_the_file_and_the_line_or_entry)

@@ -29,6 +29,7 @@ three_records(void)
 {
     request_record *r = record_array_create(3);
     r[0].scheduled_ns = ms(0);
+    r[0].ready_ns = ms(6); /* the first 6 ms it waited for a place */
     r[0].send_ns = ms(10);
     record_add_chunk(&r[0], ms(110));
     record_add_chunk(&r[0], ms(130));
@@ -38,12 +39,12 @@ three_records(void)
     r[0].prompt_tokens = 7;
     strbuf_puts(&r[0].text, "a \"quoted\" \xff text");
 
-    r[1].scheduled_ns = r[1].send_ns = ms(20);
+    r[1].scheduled_ns = r[1].ready_ns = r[1].send_ns = ms(20);
     record_add_chunk(&r[1], ms(320));
     r[1].last_ns = ms(320);
     r[1].output_tokens = 1;
 
-    r[2].scheduled_ns = r[2].send_ns = ms(30);
+    r[2].scheduled_ns = r[2].ready_ns = r[2].send_ns = ms(30);
     record_fail(&r[2], "HTTP 429: queue full");
     for (size_t i = 0; i < 3; i++) {
         r[i].http_status = i == 2 ? 429 : 200;
@@ -106,6 +107,8 @@ Test(measure, three_records_give_the_figures_worked_by_hand)
     expect_stat(&m.stats[METRIC_E2EL], 2, 230, 230, 70, 298.6);
     expect_stat(&m.stats[METRIC_SCHED_TTFT], 2, 205, 205, 95, 298.1);
     expect_stat(&m.stats[METRIC_SCHED_E2EL], 2, 235, 235, 65, 298.7);
+    expect_stat(&m.stats[METRIC_LAG], 3, 4. / 3, 0, sqrt(32. / 9), 3.92);
+    cr_expect_eq(m.stats[METRIC_LAG].max, 4);
     cr_expect_float_eq(m.stats[METRIC_TTFT].percentiles[0], 150, 1e-9);
     record_array_free(r, 3);
 }
@@ -129,6 +132,33 @@ Test(measure, goodput_counts_requests_that_meet_every_limit)
     record_array_free(r, 3);
 }
 
+Test(measure, trimming_leaves_out_what_was_sent_near_the_ends)
+{
+    request_record *r = three_records(); /* sent at 10, 20, 30; ends at 171, 1010, 2000 */
+    measure m;
+    measure_config config = {.trim_start_s = 0.005};
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect(m.trimmed && m.excluded == 1);
+    cr_expect(m.completed == 1 && m.failed == 1 && m.output_tokens == 1 && m.input_tokens == 5);
+    cr_expect_float_eq(m.duration_s, 0.99, 1e-9);
+    expect_stat(&m.stats[METRIC_TTFT], 1, 300, 300, 0, 300);
+    cr_expect_eq(m.peak_concurrency, 3); /* of all */
+    /* Within 15 .. 2000: all five tokens, and both ends. */
+    cr_expect_float_eq(m.steady_output_throughput, 5 / 1.985, 1e-9);
+    cr_expect_float_eq(m.steady_request_throughput, 2 / 1.985, 1e-9);
+
+    config = (measure_config){.trim_end_s = 1.98}; /* 10 .. 20 */
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect(m.completed == 2 && m.failed == 0 && m.excluded == 1);
+    cr_expect_eq(m.steady_output_throughput, 0);
+
+    config = (measure_config){.trim_start_s = 9, .trim_end_s = 9}; /* nothing is left */
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect(m.completed == 0 && m.failed == 0 && m.excluded == 3 && m.duration_s == 0);
+    cr_expect(isnan(m.stats[METRIC_TTFT].mean));
+    record_array_free(r, 3);
+}
+
 Test(measure, without_a_completed_request_no_time_is_claimed)
 {
     for (size_t count = 0; count < 3; count++) {
@@ -145,7 +175,7 @@ Test(measure, without_a_completed_request_no_time_is_claimed)
         cr_expect_eq(m.failed, count);
         cr_expect_eq(m.request_throughput, 0);
         cr_expect_eq(m.peak_concurrency, count > 0);
-        for (metric which = 0; which < METRIC_COUNT; which++) {
+        for (metric which = 0; which < METRIC_LAG; which++) {
             cr_expect(isnan(m.stats[which].mean) && isnan(m.stats[which].percentiles[0]));
         }
         record_array_free(r, count);
@@ -248,7 +278,21 @@ static const char *const own_keys[] = {"rejected",
                                        "num_warmups",
                                        "repeated_prompts",
                                        "loadgen_version",
-                                       "server"};
+                                       "server",
+                                       "turns",
+                                       "domains",
+                                       "ramp_up_strategy",
+                                       "ramp_up_start_rps",
+                                       "ramp_up_end_rps",
+                                       "goodput_limits",
+                                       "trimmed",
+                                       "client",
+                                       "histograms",
+                                       "time_series",
+                                       "server_metrics",
+                                       "chaos",
+                                       "determinism",
+                                       "repeat"};
 
 typedef struct fixture {
     measure_config config;
@@ -369,6 +413,31 @@ Test(report, values_are_the_runs_and_a_failed_request_has_no_times)
     expect_array(root, "request_goodput", "2");
     expect_array(root, "server", "null");
     cJSON_Delete(root);
+    record_array_free(f.records, 3);
+}
+
+Test(report, a_late_generator_is_said_so)
+{
+    fixture f;
+    set_up(&f);
+    char *text = NULL;
+    size_t len = 0;
+    FILE *to = open_memstream(&text, &len);
+    client_stats stats = {.wall_ns = 1000, .cpu_ns = 100};
+    f.run.client = &stats;
+    report_print_warnings(&f.run, to);
+    fflush(to);
+    cr_expect_eq(len, 0);
+    stats.cpu_ns = 900;
+    report_print_warnings(&f.run, to);
+    fflush(to);
+    cr_expect(strstr(text, "the load generator was late (p99 lag 3.9 ms"), "%s", text);
+    stats.cpu_ns = 100;
+    f.records[1].ready_ns -= 50 * NS_PER_MS;
+    measure_run(&f.config, three_prompts, f.records, 3, &f.figures, NULL);
+    cr_expect(report_client_was_late(&f.run));
+    fclose(to);
+    free(text);
     record_array_free(f.records, 3);
 }
 

@@ -53,10 +53,44 @@ Test(options, the_defaults_are_usable)
 {
     cr_assert_eq(parse(""), MOE_OK);
     cr_expect_str_eq(o.completions_url, "http://127.0.0.1:8000/v1/completions");
-    cr_expect(isinf(o.request_rate));
-    cr_expect_eq(o.measuring.percentile_count, 4);
+    cr_expect(isinf(o.arrivals.rate));
+    cr_expect_eq(o.measuring.percentile_count, 5);
+    cr_expect_str_eq(o.metrics_url, "http://127.0.0.1:8000/metrics");
+    cr_expect(!o.sweep && o.repeats == 1 && o.chaos.count == 0);
     cr_expect_eq(o.data.vocab_first, 3);
     cr_expect(o.show_progress && !o.save_result);
+    options_fini(&o);
+}
+
+Test(options, arrivals_sweeps_and_trouble_are_understood)
+{
+    cr_assert_eq(
+        parse("sweep --slo ttft:500,tpot:50 --goodput e2el:9 --metadata a=1 --sweep-growth 2 "
+              "--request-rate 3"),
+        MOE_OK, "%s", eb.text);
+    cr_expect(o.sweep && o.sweeping.growth == 2 && o.sweeping.rate_first == 3);
+    cr_expect(o.measuring.slo_ms[METRIC_TTFT] == 500 && o.measuring.slo_ms[METRIC_TPOT] == 50);
+    cr_expect(o.measuring.slo_ms[METRIC_E2EL] == 9 && o.metadata_count == 1);
+    options_fini(&o);
+    cr_assert_eq(parse("--ramp-up-strategy exponential --ramp-up-start-rps 1 --ramp-up-end-rps 8 "
+                       "--repeats 5 --warmup-seconds 2 --cooldown-seconds 3 --metrics-interval 0 "
+                       "--metrics-url http://x/m"),
+                 MOE_OK, "%s", eb.text);
+    cr_expect(o.arrivals.ramp == ARRIVALS_EXPONENTIAL && o.arrivals.ramp_end == 8 && !o.sweep);
+    cr_expect(o.repeats == 5 && o.measuring.trim_start_s == 2 && o.measuring.trim_end_s == 3);
+    cr_expect_str_eq(o.metrics_url, "http://x/m");
+    options_fini(&o);
+    cr_assert_eq(parse("--dataset-name prefix_repetition --prefix-repetition-prefix-len 7 "
+                       "--prefix-repetition-suffix-len 8 --prefix-repetition-num-prefixes 3 "
+                       "--prefix-repetition-output-len 9"),
+                 MOE_OK, "%s", eb.text);
+    cr_expect(o.data.kind == DATASET_PREFIX_REPETITION && o.data.prefix_len == 7);
+    cr_expect(o.data.input_len == 8 && o.data.prefix_count == 3 && o.data.random_output_len == 9);
+    options_fini(&o);
+    cr_assert_eq(parse("--dataset-name expert-skew --skew zipf --skew-alpha 2 --skew-domains b,a"),
+                 MOE_OK);
+    cr_expect(o.data.kind == DATASET_EXPERT_SKEW && o.data.skew == DATASET_SKEW_ZIPF);
+    cr_expect_str_eq(o.data.domains, "b,a");
     options_fini(&o);
 }
 
@@ -80,6 +114,17 @@ Test(options, malformed_ones_are_refused_by_name)
         {"--burstiness 0", "--burstiness"},
         {"--num-prompts 0", "--num-prompts"},
         {"--dataset-name poems", "--dataset-name"},
+        {"sweep", "sweep needs --slo"},
+        {"sweep --slo ttft:5 --repeats 2", "sweep sets the rate"},
+        {"sweep --slo ttft:5 --dataset-name trace", "sweep sets the rate"},
+        {"sweep sweep --slo ttft:5", "belongs to no option"},
+        {"--slo ttft:5,", "--goodput"},
+        {"--slo ttft:5x,tpot:5", "--goodput"},
+        {"--chaos mayhem", "chaos"},
+        {"--ramp-up-strategy linear", "--ramp-up-start-rps"},
+        {"--ramp-up-strategy linear --request-rate 5", "exclude"},
+        {"--ramp-up-strategy cubic", "--ramp-up-strategy"},
+        {"--repeats 0", "--repeats"},
         {"stray", "stray"},
         {"stray=1", "stray=1"},
     };

@@ -9,7 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "common/clock.h"
 
 #define CONNECTIONS_MAX 256
 #define REQUEST_BYTES_MAX 65536
@@ -34,6 +37,8 @@ struct stub_server {
 
     pthread_mutex_t lock; /* guards what follows */
     size_t requests, open, peak;
+    size_t stall_at;
+    uint64_t stall_ns, stall_start_ns, stall_end_ns;
     char *bodies[CONNECTIONS_MAX];
     connection connections[CONNECTIONS_MAX];
     size_t connection_count;
@@ -117,7 +122,8 @@ complete(int fd, stub_answer answer)
         }
         if (answer == STUB_ERROR_EVENT)
             put_chunk(fd, "data: {\"error\":{\"message\":\"worker lost\"}}\n\n", false);
-        put_chunk(fd, CHUNK(" b") CHUNK(" c"), dribble);
+        put_chunk(fd, CHUNK(" b"), dribble);
+        put_chunk(fd, answer == STUB_OTHER ? CHUNK(" d") : CHUNK(" c"), dribble);
         put_chunk(fd, USAGE("3"), dribble);
         if (answer != STUB_NO_DONE) put_chunk(fd, DONE, dribble);
     }
@@ -158,6 +164,19 @@ tokenize(int fd, const char *body)
     put_answer(fd, "200 OK", json);
 }
 
+/* Until the stall that is on, if one is, is over. */
+static void
+wait_for_stall(stub_server *s)
+{
+    pthread_mutex_lock(&s->lock);
+    const uint64_t end = s->stall_end_ns;
+    pthread_mutex_unlock(&s->lock);
+    const struct timespec ts = {.tv_sec = (time_t)(end / NS_PER_S),
+                                .tv_nsec = (long)(end % NS_PER_S)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) != 0) {
+    }
+}
+
 static void
 serve_completion(stub_server *s, int fd, const char *body)
 {
@@ -165,7 +184,12 @@ serve_completion(stub_server *s, int fd, const char *body)
     const size_t index = s->requests++;
     if (index < CONNECTIONS_MAX) s->bodies[index] = strdup(body);
     if (++s->open > s->peak) s->peak = s->open;
+    if (s->stall_ns != 0 && index == s->stall_at) {
+        s->stall_start_ns = clock_now_ns();
+        s->stall_end_ns = s->stall_start_ns + s->stall_ns;
+    }
     pthread_mutex_unlock(&s->lock);
+    wait_for_stall(s);
 
     const bool unfinished = complete(fd, s->script[index % s->script_count]);
 
@@ -174,6 +198,19 @@ serve_completion(stub_server *s, int fd, const char *body)
     s->open--;
     pthread_mutex_unlock(&s->lock);
     if (unfinished) put(fd, "0\r\n\r\n", 5);
+}
+
+static void
+put_metrics(stub_server *s, int fd)
+{
+    char text[300];
+    snprintf(text, sizeof text,
+             "# TYPE stub_requests_total counter\n"
+             "stub_requests_total %zu\n"
+             "stub_constant{a=\"b c\"} 7\n"
+             "stub_seconds_bucket{le=\"1\"} 3\n",
+             stub_server_requests(s));
+    put_answer(fd, "200 OK", text);
 }
 
 static void *
@@ -187,6 +224,8 @@ serve(void *arg)
             serve_completion(c->server, c->fd, body);
         else if (strncmp(request, "GET /v1/models ", 15) == 0)
             put_answer(c->fd, "200 OK", "{\"object\":\"list\",\"data\":[{\"id\":\"stub\"}]}");
+        else if (strncmp(request, "GET /metrics ", 13) == 0)
+            put_metrics(c->server, c->fd);
         else if (strncmp(request, "POST /tokenize ", 15) == 0)
             tokenize(c->fd, body);
         else
@@ -254,6 +293,24 @@ stub_server_stop(stub_server *s)
     }
     pthread_mutex_destroy(&s->lock);
     free(s);
+}
+
+void
+stub_server_set_stall(stub_server *s, size_t at, uint64_t stall_ns)
+{
+    pthread_mutex_lock(&s->lock);
+    s->stall_at = at;
+    s->stall_ns = stall_ns;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void
+stub_server_get_stall(stub_server *s, uint64_t *start_ns, uint64_t *end_ns)
+{
+    pthread_mutex_lock(&s->lock);
+    *start_ns = s->stall_start_ns;
+    *end_ns = s->stall_end_ns;
+    pthread_mutex_unlock(&s->lock);
 }
 
 const char *

@@ -1,7 +1,7 @@
 /* stub_server: a server that answers /v1/completions as a script says, right or wrong.
  *
  * The i-th completions request gets script[i % count].  It also has /v1/models (model "stub") and
- * /tokenize (a token for each word); /version does not exist.
+ * /tokenize (a token for each word); /version does not exist.  /metrics counts its requests.
  *
  * Threads: start and stop from one thread; it has threads of its own, one for each connection.
  */
@@ -9,9 +9,11 @@
 #define MOE_TESTS_LOADGEN_STUB_SERVER_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 typedef enum stub_answer {
     STUB_TOKENS,      /* three chunks " a", " b", " c", usage 5/3, [DONE] */
+    STUB_OTHER,       /* the same with " d" for " c" */
     STUB_DRIBBLE,     /* the same, one byte a write */
     STUB_500,         /* an error answer in JSON */
     STUB_429,         /* the same, for a full queue */
@@ -28,6 +30,11 @@ typedef struct stub_server stub_server;
 
 /* Listens on 127.0.0.1 when it returns; aborts the test when it can't. */
 stub_server *stub_server_start(const stub_answer *script, size_t count);
+/* From the arrival of completions request number `at` on, and for stall_ns, no answer is begun.
+ * Call before the first request. */
+void stub_server_set_stall(stub_server *s, size_t at, uint64_t stall_ns);
+/* When that was, clock_now_ns(); both 0 when it did not happen. */
+void stub_server_get_stall(stub_server *s, uint64_t *start_ns, uint64_t *end_ns);
 /* Ends every connection and joins every thread. */
 void stub_server_stop(stub_server *s);
 
