@@ -31,7 +31,7 @@ typedef struct exchange {
 static moe_err
 read_exchange(const dataset_config *c, const cJSON *turn, int index, exchange *out, errbuf *eb)
 {
-    const char *answer;
+    const char *answer = "";
     *out = (exchange){0};
     moe_err err = read_turn(turn, index, &out->question, eb);
     if (!err) err = read_turn(turn->next, index + 1, &answer, eb);
