@@ -30,9 +30,10 @@ cpu_relax(void)
 #endif
 }
 
-static bool
-spin(_Atomic uint32_t *word, uint32_t seen)
+bool
+futex_spin_change(_Atomic uint32_t *word, uint32_t seen)
 {
+    if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
     const uint64_t limit = atomic_load_explicit(&spin_limit_ns, memory_order_relaxed);
     if (limit == 0) return false;
     const uint64_t end = clock_now_ns() + limit;
@@ -46,11 +47,8 @@ spin(_Atomic uint32_t *word, uint32_t seen)
 }
 
 bool
-futex_wait_change(_Atomic uint32_t *word, uint32_t seen, uint64_t deadline_ns)
+futex_sleep_change(_Atomic uint32_t *word, uint32_t seen, uint64_t deadline_ns)
 {
-    if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
-    if (spin(word, seen)) return true;
-
     while (atomic_load_explicit(word, memory_order_acquire) == seen) {
         struct timespec left, *timeout = NULL;
         if (deadline_ns != 0) {
@@ -66,9 +64,22 @@ futex_wait_change(_Atomic uint32_t *word, uint32_t seen, uint64_t deadline_ns)
     return true;
 }
 
+bool
+futex_wait_change(_Atomic uint32_t *word, uint32_t seen, uint64_t deadline_ns)
+{
+    return futex_spin_change(word, seen) || futex_sleep_change(word, seen, deadline_ns);
+}
+
+void
+futex_wake(_Atomic uint32_t *word, uint32_t count)
+{
+    const int limit = count > INT_MAX ? INT_MAX : (int)count;
+    syscall(SYS_futex, word, FUTEX_WAKE, limit, NULL, NULL, 0);
+}
+
 void
 futex_bump(_Atomic uint32_t *word)
 {
     atomic_fetch_add_explicit(word, 1, memory_order_release);
-    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    futex_wake(word, INT_MAX);
 }

@@ -22,7 +22,14 @@ void futex_set_spin(uint64_t spin_ns);
  * passed. */
 bool futex_wait_change(_Atomic uint32_t *word, uint32_t seen, uint64_t deadline_ns);
 
+/* The two halves of futex_wait_change(), for owners of a word who count who sleeps on it: poll
+ * only, and sleep only. */
+bool futex_spin_change(_Atomic uint32_t *word, uint32_t seen);
+bool futex_sleep_change(_Atomic uint32_t *word, uint32_t seen, uint64_t deadline_ns);
+
 /* Add one to *word with release order and wake every waiter. */
 void futex_bump(_Atomic uint32_t *word);
+/* Wake at most `count` sleepers of a word that was changed already. */
+void futex_wake(_Atomic uint32_t *word, uint32_t count);
 
 #endif

@@ -22,6 +22,7 @@ struct compute {
     uint32_t row_max;
     uint64_t epoch; /* the oldest placement that is still served */
     compute_stats stats;
+    phases phases; /* the compute thread's */
 };
 
 static void
@@ -30,13 +31,17 @@ serve_group(compute *c, const dispatch_view *views, uint32_t count)
     const uint64_t start = clock_now_ns();
     const uint32_t status =
         c->store == NULL ? WIRE_STATUS_NOT_HOSTED : ffn_run(c->ffn, c->store, views, count);
+    phase_enter(&c->phases, FFN_REPLY);
     const uint64_t busy = clock_now_ns() - start;
+    uint64_t rows = 0;
     for (uint32_t i = 0; i < count; i++) {
-        c->stats.rows += views[i].hdr.row_count;
+        rows += views[i].hdr.row_count;
         worker_end_reply(c->exchange, &views[i], status, busy / count);
     }
+    c->stats.rows += rows;
     c->stats.dispatches += count;
     c->stats.busy_ns += busy;
+    phases_end_round(&c->phases, "worker", rows);
 }
 
 /* A dispatch of an old placement may count on experts that are gone; one larger than was agreed has
@@ -81,7 +86,8 @@ compute_main(void *arg)
 }
 
 moe_err
-compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, pool *p, errbuf *eb)
+compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, pool *p,
+              bool profile, errbuf *eb)
 {
     *out = NULL;
     compute *c = calloc(1, sizeof *c);
@@ -89,6 +95,7 @@ compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, 
     c->exchange = exchange;
     c->kernels = kernels;
     c->pool = p;
+    phases_init(&c->phases, ffn_phase_names, FFN_PHASES, profile);
     pthread_mutex_init(&c->lock, NULL);
     if (pthread_create(&c->thread, NULL, compute_main, c) != 0) {
         pthread_mutex_destroy(&c->lock);
@@ -106,6 +113,7 @@ compute_stop(compute *c)
     if (c == NULL) return;
     worker_end_stop(c->exchange);
     pthread_join(c->thread, NULL);
+    phases_report(&c->phases, "worker");
     pthread_mutex_destroy(&c->lock);
     ffn_free(c->ffn);
     expert_store_free(c->store);
@@ -121,6 +129,7 @@ compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_exper
                                    VIEWS_MAX, num_experts);
     if (err) return err_set(eb, err, "no memory for the buffers of %u rows", row_max);
 
+    ffn_set_phases(f, &c->phases);
     pthread_mutex_lock(&c->lock);
     expert_store *old_store = c->store;
     ffn *old_ffn = c->ffn;

@@ -22,9 +22,9 @@ typedef struct compute_stats {
 } compute_stats;
 
 /* Start the thread.  All pointers are borrowed until stop.  Until a store is loaded, dispatches are
- * answered WIRE_STATUS_NOT_HOSTED. */
+ * answered WIRE_STATUS_NOT_HOSTED.  profile: say in the log where the time goes. */
 moe_err compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, pool *p,
-                      errbuf *eb);
+                      bool profile, errbuf *eb);
 /* Calls worker_end_stop(), joins, frees the store.  Accepts NULL. */
 void compute_stop(compute *c);
 

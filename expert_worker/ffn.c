@@ -37,7 +37,12 @@ struct ffn {
     uint32_t span_count;
     uint32_t row_count;
     uint32_t chunks; /* of tiles, in the phase being run */
+    phases *phases;
+    phases off; /* where none are asked for */
 };
+
+const char *const ffn_phase_names[FFN_PHASES] = {"idle", "group",  "gate_up", "pack",
+                                                 "down", "reduce", "reply"};
 
 static void *
 aligned_zero(size_t bytes)
@@ -61,6 +66,8 @@ ffn_create(ffn **out, const kernel_table *kernels, pool *p, const expert_layout 
                .row_max = row_max,
                .view_max = view_max,
                .num_experts = num_experts};
+    phases_init(&f->off, ffn_phase_names, FFN_PHASES, false);
+    f->phases = &f->off;
     f->hidden_stride = pad_k(f->width);
     f->act_stride = act_row_bytes(layout->dtype, f->width);
     f->down_stride = round_up_u32(layout->hidden, TILE_N);
@@ -89,6 +96,12 @@ ffn_free(ffn *f)
     free(f->place_of);
     free(f->spans);
     free(f);
+}
+
+void
+ffn_set_phases(ffn *f, phases *p)
+{
+    f->phases = p != NULL ? p : &f->off;
 }
 
 uint32_t
@@ -245,6 +258,7 @@ run_phase(ffn *f, pool_fn *fn, uint32_t items, bool parallel)
 uint32_t
 ffn_run(ffn *f, const expert_store *store, const dispatch_view *views, uint32_t count)
 {
+    phase_enter(f->phases, FFN_GROUP);
     const uint32_t status = collect_spans(f, store, views, count);
     if (status != WIRE_STATUS_OK) return status;
     assert(f->row_count <= f->row_max);
@@ -259,11 +273,15 @@ ffn_run(ffn *f, const expert_store *store, const dispatch_view *views, uint32_t 
     f->chunks = choose_chunks(f, tile_count(f->width));
     const bool parallel =
         f->chunks > 1 || (uint64_t)f->row_count * f->layout.hidden * f->width >= PARALLEL_MIN;
+    phase_enter(f->phases, FFN_GATE_UP);
     run_phase(f, gate_up_item, f->span_count * f->chunks, parallel);
+    phase_enter(f->phases, FFN_PACK);
     if (act_is_int8(f->layout.dtype)) run_phase(f, pack_item, f->row_count, parallel);
+    phase_enter(f->phases, FFN_DOWN);
     f->chunks = choose_chunks(f, tile_count(f->layout.hidden));
     run_phase(f, down_item, f->span_count * f->chunks, parallel);
 
+    phase_enter(f->phases, FFN_REDUCE);
     uint32_t first_row = 0;
     for (uint32_t v = 0; v < count; v++) {
         if (views[v].hdr.mode == WIRE_TP) reduce_view(f, &views[v], first_row);

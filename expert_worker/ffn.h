@@ -10,6 +10,7 @@
 #ifndef MOE_EXPERT_WORKER_FFN_H
 #define MOE_EXPERT_WORKER_FFN_H
 
+#include "common/phases.h"
 #include "common/pool.h"
 #include "exchange/worker_end.h"
 #include "expert_worker/store.h"
@@ -17,11 +18,18 @@
 
 typedef struct ffn ffn;
 
+/* What a worker's time goes to. */
+enum { FFN_IDLE, FFN_GROUP, FFN_GATE_UP, FFN_PACK, FFN_DOWN, FFN_REDUCE, FFN_REPLY, FFN_PHASES };
+extern const char *const ffn_phase_names[FFN_PHASES];
+
 /* row_max: rows one run() may hold: token_max * top_k of the largest link.
  *   MOE_ENOMEM  */
 moe_err ffn_create(ffn **out, const kernel_table *kernels, pool *p, const expert_layout *layout,
                    uint32_t row_max, uint32_t view_max, uint32_t num_experts);
 void ffn_free(ffn *f); /* accepts NULL */
+
+/* Where run() says what it does; borrowed; NULL = nowhere. */
+void ffn_set_phases(ffn *f, phases *p);
 
 /* How many of views [count] (all of one layer, the first always) fit one run. */
 uint32_t ffn_group(const ffn *f, const dispatch_view *views, uint32_t count);

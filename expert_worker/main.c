@@ -2,16 +2,12 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
+#include "common/affinity.h"
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "expert_worker/service.h"
-
-/* Closing a socket can hang in nng 1.5 (proto/rpc_server.c): then SIGALRM ends the process.  What
- * it leaves behind is removed by its next life. */
-#define STOP_LIMIT_S 15
 
 static worker_service *running;
 
@@ -23,8 +19,9 @@ on_signal(int sig)
 }
 
 typedef struct options {
-    const char *model, *run_dir, *dtype, *transport, *packed_cache, *log_level;
+    const char *model, *run_dir, *dtype, *transport, *packed_cache, *cpu_affinity, *log_level;
     int64_t worker_id, threads;
+    bool profile;
 } options;
 
 static int
@@ -58,7 +55,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     const uint64_t incarnation = incarnation_draw();
     int rc = 1;
 
-    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    moe_err err = affinity_apply(o->cpu_affinity, (uint32_t)o->worker_id, eb);
+    if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (err) goto done;
     identity_init(&id, ckpt, &kernels, dtype, dtype, dtype);
     err = pool_create(&compute_pool, (uint32_t)o->threads);
@@ -71,7 +69,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     snprintf(part, sizeof part, "w%lld-", (long long)o->worker_id);
     shm_objects_remove(run->id, part); /* of an earlier life that was killed */
     err = worker_end_create(&exchange, run->id, (uint32_t)o->worker_id, incarnation, link_url, eb);
-    if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, eb);
+    if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, o->profile, eb);
     if (!err)
         err = worker_service_create(&service,
                                     &(worker_service_config){.control_url = control_url,
@@ -100,7 +98,6 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     rc = err ? 1 : 0;
 
 done:
-    alarm(STOP_LIMIT_S);
     if (err) fail(eb);
     worker_service_free(service);
     compute_stop(comp);
@@ -121,14 +118,18 @@ main(int argc, char **argv)
          "folder of this fleet: sockets, logs, shared-memory names"},
         {"worker-id", NULL, FLAG_INT, &o.worker_id, "0", 0, WORKER_MAX - 1, NULL, NULL,
          "rank of this worker, unique in the fleet"},
-        {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, "f32|float32|bf16|bfloat16|int8", NULL,
-         "the experts' weights"},
+        {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, "f32|float32|bf16|bfloat16|int8|int4",
+         NULL, "the experts' weights"},
         {"exchange-transport", NULL, FLAG_CHOICE, &o.transport, "ipc", 0, 0, "ipc|tcp", NULL,
          "what nng links of this worker run over"},
         {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
          "compute threads; 0 = all CPUs"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
+        {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,
+         "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},
+        {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
+         "say in the log, every 5 s and at the end, which share of the time each phase takes"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };

@@ -41,13 +41,23 @@ typedef struct sequence {
                       8]; /* what min_tokens forbids: stop tokens and end-of-sequence */
 } sequence;
 
-/* A StepRequest's parts, sized for max_num_seqs. */
+/* A StepRequest's parts, sized for max_num_seqs.  Needed until it is packed; of work, what was
+ * asked for is compared with the answer. */
 typedef struct request_store {
     Conclave__SeqWork *work;
     Conclave__SeqWork **pointers;
     Conclave__SeqInit *inits;
     Conclave__Sampling *samplings;
 } request_store;
+
+/* A step the router was asked for. */
+typedef struct flight {
+    step_plan plan;
+    uint64_t step;
+    uint64_t start_ns;
+    rpc_pending *call;
+    request_store request;
+} flight;
 
 struct engine {
     engine_config config;
@@ -71,9 +81,13 @@ struct engine {
     /* Engine thread only. */
     scheduler_config limits; /* what the first router said; every later one must say the same */
     uint64_t router_incarnation;
-    uint64_t step;
-    request_store request;
+    uint64_t life;                   /* rises with every start over */
+    uint64_t step;                   /* of this life */
+    flight flights[STEPS_IN_FLIGHT]; /* a ring */
+    uint32_t first_flight, flight_count;
+    uint64_t last_step_ns, last_end_ns;
     seq_outcome *outcomes;
+    sequence **told; /* [max_num_seqs] scratch */
 };
 
 /* ---- events ---- */
@@ -163,15 +177,16 @@ fill_sampling(Conclave__Sampling *out, sequence *q)
 }
 
 static void
-fill_work(engine *e, uint32_t i, const seq_work *w)
+fill_work(const request_store *r, uint32_t i, const seq_work *w)
 {
-    Conclave__SeqWork *out = &e->request.work[i];
+    Conclave__SeqWork *out = &r->work[i];
     sequence *q = w->user;
     const uint32_t end = w->start_pos + w->token_count;
     conclave__seq_work__init(out);
     out->slot = w->slot;
     out->start_pos = w->start_pos;
-    out->n_tokens = w->token_count;
+    out->token_is_last_sampled = w->token_is_last_sampled;
+    out->n_tokens = w->token_is_last_sampled ? 0 : w->token_count;
     out->tokens = (uint32_t *)(uintptr_t)w->tokens;
     out->block_start = w->block_start;
     out->n_blocks = w->block_count;
@@ -183,14 +198,14 @@ fill_work(engine *e, uint32_t i, const seq_work *w)
     if (out->has_next_token) out->next_token = w->all_tokens[end];
     if (!w->init) return;
 
-    Conclave__SeqInit *init = &e->request.inits[i];
+    Conclave__SeqInit *init = &r->inits[i];
     conclave__seq_init__init(init);
     init->seed = q->params.seed;
     init->choice = q->params.choice;
     init->prompt_len = w->prompt_len;
     init->n_cached_tokens = w->start_pos;
     init->cached_tokens = (uint32_t *)(uintptr_t)w->all_tokens;
-    init->sampling = &e->request.samplings[i];
+    init->sampling = &r->samplings[i];
     fill_sampling(init->sampling, q);
     out->init = init;
     if (!q->started) q->cached_tokens = w->start_pos;
@@ -198,39 +213,51 @@ fill_work(engine *e, uint32_t i, const seq_work *w)
 }
 
 /* Every running sequence goes back to waiting, and the next step is a first one: the router may or
- * may not have seen the one that failed, and a first step is all it takes after either. */
+ * may not have seen those that failed, and a first step is all it takes after either. */
 static void
 start_over_locked(engine *e)
 {
     scheduler_rollback(e->scheduler);
+    e->life++;
     e->step = 0;
 }
 
-/* A plan's pointers are stale once it was committed or rolled back: keep its sequences.  The
- * request's pointers are free by then. */
-static sequence **
-keep_sequences(engine *e, const step_plan *plan)
+/* Leave the calls that are under way. */
+static void
+leave_flights(engine *e)
 {
-    sequence **kept = (sequence **)(void *)e->request.pointers;
-    for (uint32_t i = 0; i < plan->count; i++) {
-        kept[i] = plan->work[i].user;
+    for (; e->flight_count > 0; e->flight_count--) {
+        ProtobufCMessage *response;
+        rpc_pending_finish(e->flights[e->first_flight].call, &response, NULL, NULL);
+        rpc_response_free(response);
+        e->first_flight = (e->first_flight + 1) % STEPS_IN_FLIGHT;
     }
-    return kept;
 }
 
+/* A plan's pointers are stale once it was committed or rolled back: keep its sequences. */
+static void
+keep_sequences(engine *e, const step_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->count; i++) {
+        e->told[i] = plan->work[i].user;
+    }
+}
+
+/* The router refuses this step: its sequences can't go on. */
 static void
 end_planned(engine *e, const step_plan *plan, const char *why)
 {
     const uint32_t count = plan->count;
-    sequence **ended = keep_sequences(e, plan);
+    keep_sequences(e, plan);
+    leave_flights(e);
     pthread_mutex_lock(&e->lock);
     start_over_locked(e);
     for (uint32_t i = 0; i < count; i++) {
-        scheduler_abort(e->scheduler, ended[i]->id);
+        if (e->told[i] != NULL) scheduler_abort(e->scheduler, e->told[i]->id);
     }
     pthread_mutex_unlock(&e->lock);
     for (uint32_t i = 0; i < count; i++) {
-        end_sequence(ended[i], FINISH_ERROR, why);
+        if (e->told[i] != NULL) end_sequence(e->told[i], FINISH_ERROR, why);
     }
 }
 
@@ -239,6 +266,7 @@ lose_router(engine *e, const char *why)
 {
     if (!atomic_load(&e->stopping)) LOG_WARN("engine", "the router is not serving: %s", why);
     atomic_store(&e->ready, false);
+    leave_flights(e);
     pthread_mutex_lock(&e->lock);
     snprintf(e->detail, sizeof e->detail, "%.180s", why);
     start_over_locked(e);
@@ -274,11 +302,13 @@ result_fits(const engine *e, const seq_work *w, const Conclave__SeqWork *asked,
 }
 
 static bool
-reply_fits(const engine *e, const step_plan *plan, const Conclave__StepReply *reply)
+reply_fits(const engine *e, const flight *f, const Conclave__StepReply *reply)
 {
-    if (reply->step != e->step || reply->n_results != plan->count) return false;
-    for (uint32_t i = 0; i < plan->count; i++) {
-        if (!result_fits(e, &plan->work[i], &e->request.work[i], reply->results[i])) return false;
+    if (reply->step != f->step || reply->n_results != f->plan.count) return false;
+    for (uint32_t i = 0; i < f->plan.count; i++) {
+        const seq_work *w = &f->plan.work[i];
+        if (w->user != NULL && !result_fits(e, w, &f->request.work[i], reply->results[i]))
+            return false;
     }
     return true;
 }
@@ -286,111 +316,173 @@ reply_fits(const engine *e, const step_plan *plan, const Conclave__StepReply *re
 static void
 finish_step(engine *e, const step_plan *plan, const Conclave__StepReply *reply)
 {
-    for (uint32_t i = 0; i < plan->count; i++) {
-        const seq_work *w = &plan->work[i];
-        sequence *q = w->user;
-        e->outcomes[i] = (seq_outcome){0};
-        tell_prompt_logprobs(q, w, reply->results[i]);
-        if (w->sample) tell_token(e, q, w, reply->results[i], &e->outcomes[i]);
-    }
     const uint32_t count = plan->count;
-    sequence **told = keep_sequences(e, plan);
+    keep_sequences(e, plan);
+    for (uint32_t i = 0; i < count; i++) {
+        const seq_work *w = &plan->work[i];
+        e->outcomes[i] = (seq_outcome){0};
+        if (e->told[i] == NULL) continue; /* it ended meanwhile */
+        tell_prompt_logprobs(e->told[i], w, reply->results[i]);
+        if (w->sample) tell_token(e, e->told[i], w, reply->results[i], &e->outcomes[i]);
+    }
     pthread_mutex_lock(&e->lock);
     scheduler_commit(e->scheduler, e->outcomes);
     pthread_mutex_unlock(&e->lock);
     for (uint32_t i = 0; i < count; i++) {
-        if (e->outcomes[i].finished != FINISH_NONE) free(told[i]);
+        if (e->outcomes[i].finished != FINISH_NONE) free(e->told[i]);
     }
 }
 
-/* A step under way, as leave_step() looks at it. */
-typedef struct step_wait {
-    engine *engine;
-    const step_plan *plan;
-    uint64_t patient_until_ns;
-} step_wait;
-
-/* Whether to wait no longer for a step: this engine stops, or the step takes suspiciously long and
- * all of its sequences were aborted meanwhile. */
+/* Plan a step and ask for it.  Returns false when there was nothing to run. */
 static bool
-leave_step(void *arg)
+launch_step(engine *e)
 {
-    const step_wait *w = arg;
-    engine *e = w->engine;
-    if (atomic_load(&e->stopping)) return true;
-    if (clock_now_ns() < w->patient_until_ns) return false;
-    uint32_t unwanted = 0;
+    flight *f = &e->flights[(e->first_flight + e->flight_count) % STEPS_IN_FLIGHT];
     pthread_mutex_lock(&e->lock);
-    for (uint32_t i = 0; i < w->plan->count; i++) {
-        for (uint32_t a = 0; a < e->abort_count; a++) {
-            if (e->aborts[a] != w->plan->work[i].id) continue;
-            unwanted++;
-            break;
-        }
-        if (unwanted <= i) break;
-    }
+    scheduler_plan(e->scheduler, &f->plan);
     pthread_mutex_unlock(&e->lock);
-    return unwanted == w->plan->count;
-}
-
-/* Returns false when there was nothing to run. */
-static bool
-run_step(engine *e)
-{
-    step_plan plan;
-    pthread_mutex_lock(&e->lock);
-    scheduler_plan(e->scheduler, &plan);
-    pthread_mutex_unlock(&e->lock);
-    if (plan.count == 0) return false;
+    if (f->plan.count == 0) return false;
 
     Conclave__StepRequest request = CONCLAVE__STEP_REQUEST__INIT;
-    request.step = ++e->step;
+    request.step = f->step = ++e->step;
+    request.life = e->life;
     request.router_incarnation = e->router_incarnation;
-    request.n_work = plan.count;
-    request.work = e->request.pointers;
-    for (uint32_t i = 0; i < plan.count; i++) {
-        e->request.pointers[i] = &e->request.work[i];
-        fill_work(e, i, &plan.work[i]);
+    request.n_work = f->plan.count;
+    request.work = f->request.pointers;
+    for (uint32_t i = 0; i < f->plan.count; i++) {
+        f->request.pointers[i] = &f->request.work[i];
+        fill_work(&f->request, i, &f->plan.work[i]);
     }
-    const uint64_t start = clock_now_ns();
+    f->start_ns = clock_now_ns();
+    f->call = rpc_call_begin(e->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, &e->bell);
+    if (f->call == NULL)
+        lose_router(e, "out of memory");
+    else
+        e->flight_count++;
+    return true;
+}
+
+static void
+note_step_time(engine *e, const flight *f, const Conclave__StepReply *reply)
+{
+    const uint64_t now = clock_now_ns();
+    const uint64_t start = f->start_ns > e->last_end_ns ? f->start_ns : e->last_end_ns;
+    e->last_step_ns = now - start;
+    e->last_end_ns = now;
+    engine_metrics_step(&e->metrics, f->plan.token_count, now - start, reply->step_ns,
+                        reply->expert_wait_ns);
+}
+
+/* The oldest step's answer is there. */
+static void
+land_step(engine *e)
+{
+    flight *f = &e->flights[e->first_flight];
     ProtobufCMessage *response;
     rpc_status status;
     errbuf eb = {{0}};
-    step_wait wait = {e, &plan, start + STEP_PATIENCE_MS * NS_PER_MS};
-    rpc_call_watched(e->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, leave_step, &wait,
-                     CALL_POLL_MS, &response, &status, &eb);
-    if (status == RPC_UNAVAILABLE || status == RPC_DEADLINE_EXCEEDED || status == RPC_CANCELLED) {
-        lose_router(e, eb.text);
-        return true;
-    }
+    rpc_pending_finish(f->call, &response, &status, &eb);
+    e->first_flight = (e->first_flight + 1) % STEPS_IN_FLIGHT;
+    e->flight_count--;
     const Conclave__StepReply *reply = (const void *)response;
-    if (status == RPC_OK && !reply_fits(e, &plan, reply)) {
+    if (status == RPC_OK && !reply_fits(e, f, reply)) {
         status = RPC_INTERNAL;
         snprintf(eb.text, sizeof eb.text, "the router's answer does not fit the step");
     }
-    if (status != RPC_OK) {
-        LOG_ERROR("engine", "step refused step=%llu: %s", (unsigned long long)e->step, eb.text);
-        rpc_response_free(response);
-        end_planned(e, &plan, eb.text);
+    if (status == RPC_UNAVAILABLE || status == RPC_DEADLINE_EXCEEDED || status == RPC_CANCELLED) {
+        lose_router(e, eb.text);
+    } else if (status != RPC_OK) {
+        LOG_ERROR("engine", "step refused step=%llu: %s", (unsigned long long)f->step, eb.text);
+        end_planned(e, &f->plan, eb.text);
+    } else {
+        note_step_time(e, f, reply);
+        finish_step(e, &f->plan, reply);
+    }
+    rpc_response_free(response);
+}
+
+/* Whether the oldest step takes suspiciously long and nobody wants its tokens any more. */
+static bool
+is_unwanted(const engine *e, uint64_t now)
+{
+    const flight *f = &e->flights[e->first_flight];
+    if (now - f->start_ns < STEP_PATIENCE_MS * NS_PER_MS) return false;
+    for (uint32_t i = 0; i < f->plan.count; i++) {
+        if (f->plan.work[i].user != NULL) return false;
+    }
+    return true;
+}
+
+/* When to plan the step that runs ahead of the oldest one's answer: late, so that it takes in who
+ * arrives meanwhile, but well before the router would fall idle. */
+static uint64_t
+ahead_due_ns(const engine *e)
+{
+    const uint64_t start = e->flights[e->first_flight].start_ns;
+    const uint64_t begin = start > e->last_end_ns ? start : e->last_end_ns;
+    return begin + e->last_step_ns / 4 * 3;
+}
+
+/* One look at the steps in flight; true if something was done, else *until_ns says when to look
+ * again, unless the bell rings. */
+static bool
+run_steps(engine *e, uint64_t *until_ns)
+{
+    const uint64_t now = clock_now_ns();
+    *until_ns = now + CALL_POLL_MS * NS_PER_MS;
+    if (e->flight_count > 0 && rpc_pending_done(e->flights[e->first_flight].call)) {
+        land_step(e);
         return true;
     }
-    engine_metrics_step(&e->metrics, plan.token_count, clock_now_ns() - start, reply->step_ns,
-                        reply->expert_wait_ns);
-    finish_step(e, &plan, reply);
-    rpc_response_free(response);
-    return true;
+    if (e->flight_count > 0 && is_unwanted(e, now)) {
+        lose_router(e, "a step takes too long, and all its requests were given up");
+        return true;
+    }
+    if (e->flight_count == STEPS_IN_FLIGHT || !atomic_load(&e->ready)) return false;
+    if (e->flight_count > 0) {
+        const uint64_t due = ahead_due_ns(e);
+        if (now < due) {
+            if (due < *until_ns) *until_ns = due;
+            return false;
+        }
+    }
+    return launch_step(e);
 }
 
 /* ---- the router's health ---- */
 
 static void
-free_request_store(engine *e)
+free_steps(engine *e)
 {
-    free(e->request.work);
-    free(e->request.pointers);
-    free(e->request.inits);
-    free(e->request.samplings);
+    for (uint32_t i = 0; i < STEPS_IN_FLIGHT; i++) {
+        request_store *r = &e->flights[i].request;
+        free(r->work);
+        free(r->pointers);
+        free(r->inits);
+        free(r->samplings);
+        *r = (request_store){0};
+    }
     free(e->outcomes);
+    free(e->told);
+    e->outcomes = NULL;
+    e->told = NULL;
+}
+
+static bool
+make_steps(engine *e, uint32_t max_num_seqs)
+{
+    bool whole = true;
+    for (uint32_t i = 0; i < STEPS_IN_FLIGHT; i++) {
+        request_store *r = &e->flights[i].request;
+        r->work = calloc(max_num_seqs, sizeof *r->work);
+        r->pointers = calloc(max_num_seqs, sizeof *r->pointers);
+        r->inits = calloc(max_num_seqs, sizeof *r->inits);
+        r->samplings = calloc(max_num_seqs, sizeof *r->samplings);
+        whole = whole && r->work && r->pointers && r->inits && r->samplings;
+    }
+    e->outcomes = calloc(max_num_seqs, sizeof *e->outcomes);
+    e->told = calloc(max_num_seqs, sizeof *e->told);
+    return whole && e->outcomes && e->told;
 }
 
 static moe_err
@@ -411,15 +503,10 @@ make_scheduler(engine *e, const Conclave__HealthReply *h, errbuf *eb)
     const moe_err err = scheduler_create(&s, &c, eb);
     if (err) return err;
 
-    e->request.work = calloc(n, sizeof *e->request.work);
-    e->request.pointers = calloc(n, sizeof *e->request.pointers);
-    e->request.inits = calloc(n, sizeof *e->request.inits);
-    e->request.samplings = calloc(n, sizeof *e->request.samplings);
-    e->outcomes = calloc(n, sizeof *e->outcomes);
     const uint32_t abort_max = c.max_waiting + n;
     seq_id *aborts = calloc(abort_max, sizeof *aborts);
-    if (!e->request.work || !e->request.pointers || !e->request.inits || !e->request.samplings ||
-        !e->outcomes || !aborts) {
+    if (!make_steps(e, n) || aborts == NULL) {
+        free_steps(e);
         scheduler_free(s);
         free(aborts);
         return err_set(eb, MOE_ENOMEM, "no memory for %u sequences", n);
@@ -541,6 +628,9 @@ static void
 abort_all(engine *e)
 {
     if (e->scheduler == NULL) return;
+    pthread_mutex_lock(&e->lock);
+    start_over_locked(e); /* nothing is in flight: what is aborted is gone at once */
+    pthread_mutex_unlock(&e->lock);
     for (;;) {
         pthread_mutex_lock(&e->lock);
         sequence *q = scheduler_abort_any(e->scheduler);
@@ -550,27 +640,41 @@ abort_all(engine *e)
     }
 }
 
+/* Nothing is in flight and nothing can run: ask the router how it is, then wait.  A router that was
+ * just lost is not asked at once: it may be closing its socket. */
+static void
+idle(engine *e, uint32_t seen, bool just_lost)
+{
+    const bool was_ready = atomic_load(&e->ready);
+    if (!just_lost && !atomic_load(&e->refused)) check_health(e);
+    const bool ready = atomic_load(&e->ready);
+    if ((ready && !was_ready) || atomic_load(&e->stopping)) return;
+    const uint64_t wait_ms = ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS;
+    futex_wait_change(&e->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
+}
+
 static void *
 engine_main(void *arg)
 {
     engine *e = arg;
     while (!atomic_load(&e->stopping)) {
         const uint32_t seen = atomic_load(&e->bell);
+        const bool was_ready = atomic_load(&e->ready);
+        uint64_t until_ns;
         apply_aborts(e);
-        const bool ready = atomic_load(&e->ready);
-        const bool ran = ready && run_step(e);
+        const bool ran = run_steps(e, &until_ns);
+        if (ran) publish_stats(e);
+        if (e->flight_count > 0) {
+            if (!ran) futex_wait_change(&e->bell, seen, until_ns);
+            continue;
+        }
+        const bool just_lost = was_ready && !atomic_load(&e->ready);
+        if (ran && !just_lost) continue;
         publish_stats(e);
-        if (ran && atomic_load(&e->ready)) continue;
-        /* A router that was just lost is not asked at once: it may be closing its socket. */
-        if (!ran && !atomic_load(&e->refused)) check_health(e);
-        const bool now_ready = atomic_load(&e->ready);
-        if (!ready && now_ready) continue;
-        if (atomic_load(&e->stopping)) break;
-        futex_wait_change(&e->bell, seen,
-                          clock_now_ns() +
-                              (now_ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS) * NS_PER_MS);
+        idle(e, seen, just_lost);
     }
     atomic_store(&e->ready, false); /* a health check may have come in between */
+    leave_flights(e);
     abort_all(e);
     publish_stats(e);
     return NULL;
@@ -630,7 +734,7 @@ engine_free(engine *e)
     if (e == NULL) return;
     rpc_client_close(e->router);
     scheduler_free(e->scheduler);
-    free_request_store(e);
+    free_steps(e);
     free(e->aborts);
     pthread_mutex_destroy(&e->lock);
     free(e);

@@ -3,17 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/log.h"
 #include "common/program.h"
 #include "frontend/engine_start.h"
 #include "frontend/http.h"
 #include "model/checkpoint.h"
-
-/* Beyond the grace period.  Closing a socket can hang in nng 1.5 (proto/rpc_server.c): then SIGALRM
- * ends the process. */
-#define STOP_LIMIT_S (HTTP_STOP_WAIT_S + 15u)
 
 typedef struct options {
     const char *model, *run_dir, *host, *served_name, *api_key, *log_level;
@@ -99,7 +94,6 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
 
 done:
     if (err) LOG_ERROR("frontend", "%s", eb->text);
-    alarm((unsigned)(o->grace_ms / 1000) + STOP_LIMIT_S);
     http_stop(http);
     if (e != NULL) engine_stop(e);
     engine_free(e);

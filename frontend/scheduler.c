@@ -23,6 +23,13 @@
  * blocks that are left; otherwise its prompt would be computed just to be thrown away. */
 #define ADMIT_HEADROOM_STEPS 8
 
+/* A step that was planned and not yet committed. */
+typedef struct flight {
+    step_plan plan;
+    seq_work *work;  /* [max_num_seqs] */
+    seq **work_seqs; /* [max_num_seqs] whose work it is */
+} flight;
+
 struct scheduler {
     scheduler_config config;
     kv_blocks *kv;
@@ -33,10 +40,10 @@ struct scheduler {
     uint64_t *slots_free; /* [slot_words] bit set: free */
     uint32_t slot_words;
 
-    bool in_step; /* planned and not yet committed */
-    step_plan plan;
-    seq_work *work;        /* [max_num_seqs] */
-    seq **work_seqs;       /* [max_num_seqs] whose work it is */
+    flight flights[STEPS_IN_FLIGHT]; /* a ring */
+    uint32_t first_flight, flight_count;
+    step_plan plan;        /* being made */
+    uint32_t gone;         /* sequences that ended and wait for their last step in flight */
     scheduler_stats stats; /* the counters; the rest is filled in when asked */
 };
 
@@ -90,9 +97,13 @@ allocate(scheduler *s)
     s->slot_words = (c->max_num_seqs + 63) / 64;
     s->tables = calloc(c->max_num_seqs, s->table_max * sizeof s->tables[0]);
     s->slots_free = calloc(s->slot_words, sizeof s->slots_free[0]);
-    s->work = calloc(c->max_num_seqs, sizeof s->work[0]);
-    s->work_seqs = calloc(c->max_num_seqs, sizeof s->work_seqs[0]);
-    if (!s->tables || !s->slots_free || !s->work || !s->work_seqs) return MOE_ENOMEM;
+    if (!s->tables || !s->slots_free) return MOE_ENOMEM;
+    for (uint32_t i = 0; i < STEPS_IN_FLIGHT; i++) {
+        flight *f = &s->flights[i];
+        f->work = calloc(c->max_num_seqs, sizeof f->work[0]);
+        f->work_seqs = calloc(c->max_num_seqs, sizeof f->work_seqs[0]);
+        if (f->work == NULL || f->work_seqs == NULL) return MOE_ENOMEM;
+    }
     for (uint32_t slot = 0; slot < c->max_num_seqs; slot++)
         s->slots_free[slot / 64] |= 1ull << slot % 64;
     return MOE_OK;
@@ -126,8 +137,10 @@ scheduler_free(scheduler *s)
     seq_table_free(s->seqs);
     free(s->tables);
     free(s->slots_free);
-    free(s->work);
-    free(s->work_seqs);
+    for (uint32_t i = 0; i < STEPS_IN_FLIGHT; i++) {
+        free(s->flights[i].work);
+        free(s->flights[i].work_seqs);
+    }
     free(s);
 }
 
@@ -193,8 +206,8 @@ start(scheduler *s, seq *q, uint32_t slot, uint32_t block_count)
     q->slot = slot;
     q->block_count = q->block_registered = block_count;
     q->block_sent = 0;
-    q->computed = block_count * s->config.kv_block_tokens;
-    q->planned = 0;
+    q->computed = q->confirmed = block_count * s->config.kv_block_tokens;
+    q->sampling = q->planned = 0;
 }
 
 static void
@@ -204,22 +217,29 @@ release_blocks(scheduler *s, const uint32_t *table, uint32_t count)
         kv_blocks_release(s->kv, table[--count]);
 }
 
-/* Out of the running list, which leaves it in none. */
+/* Give back what a sequence needs to run. */
 static void
-stop(scheduler *s, seq *q)
+release_run(scheduler *s, seq *q)
 {
     release_blocks(s, q->table, q->block_count);
     s->slots_free[q->slot / 64] |= 1ull << q->slot % 64;
-    seq_list_remove(&s->running, q);
     q->running = false;
     q->table = NULL;
-    q->computed = q->block_count = q->planned = 0;
+    q->computed = q->confirmed = q->block_count = q->sampling = q->planned = 0;
+}
+
+/* From running to none of the lists. */
+static void
+stop(scheduler *s, seq *q)
+{
+    seq_list_remove(&s->running, q);
+    release_run(s, q);
 }
 
 static void
 preempt(scheduler *s, seq *q)
 {
-    assert(q->planned == 0);
+    assert(q->planned == 0 && q->in_flight == 0);
     s->plan.preempted++;
     s->plan.limited_by_blocks = true;
     s->stats.preemptions++;
@@ -227,18 +247,54 @@ preempt(scheduler *s, seq *q)
     seq_list_push_first(&s->waiting, q);
 }
 
+static flight *
+flight_at(scheduler *s, uint32_t i)
+{
+    return &s->flights[(s->first_flight + i) % STEPS_IN_FLIGHT];
+}
+
+/* It ended, in the running list.  The router may still compute for it: then slot and blocks stay
+ * until that is over. */
+static void
+end_running(scheduler *s, seq *q)
+{
+    if (q->in_flight == 0) {
+        stop(s, q);
+        seq_table_remove(s->seqs, q);
+        return;
+    }
+    seq_list_remove(&s->running, q);
+    q->gone = true;
+    s->gone++;
+    for (uint32_t f = 0; f < s->flight_count; f++) {
+        const flight *fl = flight_at(s, f);
+        for (uint32_t i = 0; i < fl->plan.count; i++) {
+            if (fl->work_seqs[i] == q) fl->work[i].user = NULL;
+        }
+    }
+}
+
+/* Its last step in flight is over. */
+static void
+forget_gone(scheduler *s, seq *q)
+{
+    release_run(s, q);
+    seq_table_remove(s->seqs, q);
+    s->gone--;
+}
+
 void *
 scheduler_abort(scheduler *s, seq_id id)
 {
-    assert(!s->in_step);
     seq *q = seq_table_find(s->seqs, id);
-    if (q == NULL) return NULL;
+    if (q == NULL || q->gone) return NULL;
     void *user = q->user;
-    if (q->running)
-        stop(s, q);
-    else
+    if (q->running) {
+        end_running(s, q);
+    } else {
         seq_list_remove(&s->waiting, q);
-    seq_table_remove(s->seqs, q);
+        seq_table_remove(s->seqs, q);
+    }
     return user;
 }
 
@@ -252,14 +308,20 @@ scheduler_abort_any(scheduler *s)
 void
 scheduler_rollback(scheduler *s)
 {
+    for (uint32_t f = 0; f < s->flight_count; f++) {
+        const flight *fl = flight_at(s, f);
+        for (uint32_t i = 0; i < fl->plan.count; i++) {
+            seq *q = fl->work_seqs[i];
+            if (--q->in_flight == 0 && q->gone) forget_gone(s, q);
+        }
+    }
+    s->flight_count = 0;
     while (s->running.last != NULL) {
         seq *q = s->running.last;
         stop(s, q);
         seq_list_push_first(&s->waiting, q);
     }
     kv_blocks_reset_cache(s->kv);
-    s->in_step = false;
-    s->plan = (step_plan){0};
 }
 
 /* ---------------------------------------------------------------- planning */
@@ -283,16 +345,25 @@ grow_table(scheduler *s, seq *q, uint32_t tokens)
     return true;
 }
 
+/* Tokens it has and will have once the steps in flight are done. */
+static uint32_t
+total_then(const seq *q)
+{
+    return q->total + q->sampling;
+}
+
 /* Plan as much of a running sequence as the budget allows, preempting for its blocks.  False if it
- * was itself preempted in the end. */
+ * was itself preempted in the end, or must not be: with steps in flight. */
 static bool
 plan_running(scheduler *s, seq *q)
 {
-    const uint32_t want = q->total - q->computed;
+    if (total_then(q) == q->total_max) return true; /* its last token is being sampled */
+    const uint32_t want = total_then(q) - q->computed;
     const uint32_t count = min_u32(want, budget_left(s));
     if (count < want) s->plan.limited_by_tokens = true;
     if (count == 0) return true;
     while (!grow_table(s, q, q->computed + count)) {
+        if (s->flight_count > 0) return false;
         seq *youngest = s->running.last;
         preempt(s, youngest);
         if (youngest == q) return false;
@@ -302,16 +373,30 @@ plan_running(scheduler *s, seq *q)
     return true;
 }
 
-static void
+/* False when steps in flight forbid what it takes: then nothing is planned. */
+static bool
 plan_all_running(scheduler *s)
 {
     for (seq *q = s->running.first; q != NULL; q = q->next)
         q->planned = 0;
     /* Who comes after q is asked late: planning q may preempt it. */
     for (seq *q = s->running.first; q != NULL; q = q->next) {
-        assert(q->total - q->computed == 1 || q == s->running.last);
-        if (!plan_running(s, q)) break;
+        assert(total_then(q) - q->computed <= 1 || q == s->running.last);
+        if (!plan_running(s, q)) return s->flight_count == 0;
     }
+    return true;
+}
+
+/* Give back what a plan that comes to nothing has taken. */
+static void
+drop_plan(scheduler *s)
+{
+    for (seq *q = s->running.first; q != NULL; q = q->next) {
+        q->planned = 0;
+        while (q->block_count > q->block_sent)
+            kv_blocks_release(s->kv, q->table[--q->block_count]);
+    }
+    s->plan.token_count = 0;
 }
 
 /* Start the first waiting sequence if there are blocks for all tokens it has, not just the first
@@ -330,7 +415,7 @@ admit(scheduler *s)
     const uint64_t growth = (uint64_t)s->running.count * ADMIT_HEADROOM_STEPS;
     const uint64_t headroom = (growth + s->config.kv_block_tokens - 1) / s->config.kv_block_tokens;
     if (blocks_for(s, q->total) - cached + headroom > kv_blocks_available(s->kv)) {
-        assert(s->running.count > 0);
+        assert(s->running.count + s->gone > 0);
         release_blocks(s, q->table, cached);
         q->table = NULL;
         s->slots_free[slot / 64] |= 1ull << slot % 64;
@@ -349,23 +434,25 @@ static void
 plan_waiting(scheduler *s)
 {
     const uint32_t max_num_seqs = s->config.max_num_seqs;
-    while (s->waiting.count > 0 && s->running.count < max_num_seqs && budget_left(s) > 0) {
+    while (s->waiting.count > 0 && s->running.count + s->gone < max_num_seqs &&
+           budget_left(s) > 0) {
         if (!admit(s)) return;
         const bool fits = plan_running(s, s->running.last);
         assert(fits);
         (void)fits;
     }
     if (s->waiting.count == 0) return;
-    if (s->running.count == max_num_seqs) s->plan.limited_by_seqs = true;
+    if (s->running.count + s->gone == max_num_seqs) s->plan.limited_by_seqs = true;
     if (budget_left(s) == 0) s->plan.limited_by_tokens = true;
 }
 
+/* From here on the router counts as having done it. */
 static void
-write_work(scheduler *s, seq *q)
+write_work(scheduler *s, flight *f, seq *q)
 {
     const uint32_t end = q->computed + q->planned;
-    s->work_seqs[s->plan.count] = q;
-    s->work[s->plan.count++] = (seq_work){.id = q->id,
+    f->work_seqs[s->plan.count] = q;
+    f->work[s->plan.count++] = (seq_work){.id = q->id,
                                           .user = q->user,
                                           .slot = q->slot,
                                           .init = !q->sent,
@@ -374,26 +461,36 @@ write_work(scheduler *s, seq *q)
                                           .start_pos = q->computed,
                                           .tokens = q->tokens + q->computed,
                                           .token_count = q->planned,
+                                          .token_is_last_sampled = q->computed == q->total,
                                           .all_tokens = q->tokens,
-                                          .total_tokens = q->total,
+                                          .total_tokens = total_then(q),
                                           .block_start = q->block_sent,
                                           .blocks = q->table + q->block_sent,
                                           .block_count = q->block_count - q->block_sent,
-                                          .sample = end == q->total};
+                                          .sample = end == total_then(q)};
+    q->sent = true;
+    q->block_sent = q->block_count;
+    if (end == total_then(q)) q->sampling++;
+    q->computed = end;
+    q->planned = 0;
+    q->in_flight++;
 }
 
 void
 scheduler_plan(scheduler *s, step_plan *out)
 {
-    assert(!s->in_step);
-    s->plan = (step_plan){.work = s->work};
-    plan_all_running(s);
-    if (s->plan.preempted == 0) plan_waiting(s);
+    assert(s->flight_count < STEPS_IN_FLIGHT);
+    flight *f = flight_at(s, s->flight_count);
+    s->plan = (step_plan){.work = f->work};
+    if (!plan_all_running(s))
+        drop_plan(s);
+    else if (s->plan.preempted == 0)
+        plan_waiting(s);
     for (seq *q = s->running.first; q != NULL; q = q->next) {
-        if (q->planned > 0) write_work(s, q);
+        if (q->planned > 0) write_work(s, f, q);
     }
-    s->in_step = s->plan.count > 0;
-    *out = s->plan;
+    *out = f->plan = s->plan;
+    if (s->plan.count > 0) s->flight_count++;
 }
 
 /* ---------------------------------------------------------------- after the step */
@@ -424,38 +521,43 @@ scheduler_finish_with(const scheduler *s, const seq_work *work, uint32_t token)
 static void
 commit_one(scheduler *s, seq *q, const seq_work *work, seq_outcome *outcome)
 {
-    q->sent = true;
-    q->block_sent = q->block_count;
-    q->computed += work->token_count;
-    q->planned = 0;
-    const uint32_t full = q->computed / s->config.kv_block_tokens;
+    outcome->finished = FINISH_NONE;
+    q->in_flight--;
+    if (q->gone) {
+        if (q->in_flight == 0) forget_gone(s, q);
+        return;
+    }
+    q->confirmed += work->token_count;
+    const uint32_t full = q->confirmed / s->config.kv_block_tokens;
     for (; q->block_registered < full; q->block_registered++)
         kv_blocks_register(s->kv, q->tokens, q->table, q->block_registered);
 
-    outcome->finished = FINISH_NONE;
     if (!work->sample) return;
+    assert(q->sampling > 0 && q->total == work->total_tokens);
+    q->sampling--;
     outcome->finished = scheduler_finish_with(s, work, outcome->token);
     if (outcome->finished == FINISH_NONE && outcome->stop) outcome->finished = FINISH_STOP;
-    if (outcome->finished == FINISH_NONE) {
-        assert(q->total < q->total_max);
-        q->tokens[q->total++] = outcome->token;
+    if (outcome->finished != FINISH_NONE) {
+        end_running(s, q);
         return;
     }
-    stop(s, q);
-    seq_table_remove(s->seqs, q);
+    assert(q->total < q->total_max);
+    q->tokens[q->total++] = outcome->token;
 }
 
 void
 scheduler_commit(scheduler *s, seq_outcome *outcomes)
 {
-    if (!s->in_step) return;
-    for (uint32_t i = 0; i < s->plan.count; i++)
-        commit_one(s, s->work_seqs[i], &s->work[i], &outcomes[i]);
-    s->in_step = false;
+    if (s->flight_count == 0) return;
+    const flight *f = flight_at(s, 0);
+    for (uint32_t i = 0; i < f->plan.count; i++)
+        commit_one(s, f->work_seqs[i], &f->work[i], &outcomes[i]);
     s->stats.steps++;
-    s->stats.steps_limited_by_seqs += s->plan.limited_by_seqs;
-    s->stats.steps_limited_by_tokens += s->plan.limited_by_tokens;
-    s->stats.steps_limited_by_blocks += s->plan.limited_by_blocks;
+    s->stats.steps_limited_by_seqs += f->plan.limited_by_seqs;
+    s->stats.steps_limited_by_tokens += f->plan.limited_by_tokens;
+    s->stats.steps_limited_by_blocks += f->plan.limited_by_blocks;
+    s->first_flight = (s->first_flight + 1) % STEPS_IN_FLIGHT;
+    s->flight_count--;
 }
 
 void

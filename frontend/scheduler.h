@@ -11,6 +11,12 @@
  *
  *   scheduler_add -> waiting -> (plan) running -> (commit: finished, or scheduler_abort) -> gone
  *
+ * Up to STEPS_IN_FLIGHT steps may be planned ahead of their commits: a decode then feeds a token
+ * that is not known yet, the one its step before samples.  A sequence that turns out to be finished
+ * keeps its slot and blocks until its last step in flight is committed; what that step computed for
+ * it is discarded and never enters the prefix cache.  Planning ahead never preempts: when blocks
+ * run out it plans nothing, and the next plan with nothing in flight preempts.
+ *
  * Source: the policy is vLLM's V1 scheduler (unified token budget, chunked prefill, preemption by
  * recompute), with decodes ahead of chunks so that running streams never stall behind a long
  * prompt.
@@ -26,6 +32,8 @@
 #include "common/err.h"
 #include "frontend/gen_params.h"
 #include "frontend/kv_blocks.h"
+
+#define STEPS_IN_FLIGHT 2
 
 typedef struct scheduler_config {
     uint32_t max_num_seqs;
@@ -66,9 +74,8 @@ void scheduler_free(scheduler *s); /* accepts NULL */
 moe_err scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len,
                       const gen_params *params, void *user, seq_id *out, errbuf *eb);
 
-/* Take a sequence out, wherever it is; its blocks are free for the next plan.  Returns its user
- * pointer, or NULL if it is unknown (finished meanwhile).  Must not be called between plan() and
- * commit(): the engine defers it to then. */
+/* Take a sequence out, wherever it is; its blocks are free when its steps in flight are committed.
+ * Returns its user pointer, or NULL if it is unknown (finished meanwhile). */
 void *scheduler_abort(scheduler *s, seq_id id);
 /* The same for any one sequence; NULL when there is none. */
 void *scheduler_abort_any(scheduler *s);
@@ -76,7 +83,7 @@ void *scheduler_abort_any(scheduler *s);
 /* One sequence's part of a step.  Pointers are borrowed until commit(). */
 typedef struct seq_work {
     seq_id id;
-    void *user;
+    void *user;    /* NULL: the sequence ended since, results are of no interest */
     uint32_t slot; /* of the router, 0 .. max_num_seqs-1; kept while the sequence runs */
     bool init;     /* first work in this slot (new, or resumed after preemption) */
     const gen_params *params;
@@ -84,9 +91,10 @@ typedef struct seq_work {
     uint32_t start_pos;     /* tokens[0]'s position; with init: also the number of cached tokens */
     const uint32_t *tokens; /* [token_count] */
     uint32_t token_count;
-    const uint32_t *all_tokens; /* [total_tokens] the sequence from position 0: history, and the
-                                   next prompt token */
-    uint32_t total_tokens;      /* known tokens of the sequence: prompt and output so far */
+    bool token_is_last_sampled; /* the one token is what the step before samples; not known yet */
+    const uint32_t *all_tokens; /* the sequence from position 0: history, and the next prompt token;
+                                   known up to the end of what was committed */
+    uint32_t total_tokens;      /* tokens before the one that is sampled: prompt and output */
     uint32_t block_start;       /* block table entries from this index on are new to the router */
     const uint32_t *blocks;     /* [block_count] */
     uint32_t block_count;
@@ -102,8 +110,8 @@ typedef struct step_plan {
         limited_by_blocks; /* which knob kept something from running */
 } step_plan;
 
-/* Plan the next step; count 0 when there is nothing to run (then commit() may be left out).  Every
- * plan with work is followed by commit() or rollback(). */
+/* Plan the next step, at most STEPS_IN_FLIGHT at a time; count 0 when there is nothing to run (that
+ * plan is not committed).  Every plan with work is followed by commit() or rollback(). */
 void scheduler_plan(scheduler *s, step_plan *out);
 
 /* What became of a sequence in the step. */
@@ -118,12 +126,13 @@ typedef struct seq_outcome {
  * min_tokens were sampled before it; else FINISH_LENGTH when it is the last that fits. */
 finish_reason scheduler_finish_with(const scheduler *s, const seq_work *work, uint32_t token);
 
-/* Apply a finished step.  outcomes [plan.count], in the plan's order; `finished` of each is set:
- * what scheduler_finish_with() says, else FINISH_STOP where `stop` is set.  Finished sequences are
- * gone afterwards: their blocks are released, full ones stay findable by prefix. */
+/* Apply the oldest step in flight.  outcomes [plan.count], in the plan's order; `finished` of each
+ * is set: what scheduler_finish_with() says, else FINISH_STOP where `stop` is set; FINISH_NONE
+ * where work.user is NULL.  Finished sequences are gone afterwards: their blocks are released (at
+ * once, or with their last step in flight), full ones stay findable by prefix. */
 void scheduler_commit(scheduler *s, seq_outcome *outcomes);
 
-/* The step failed as a whole (the router is gone): every running sequence goes back to waiting, in
+/* The steps in flight failed (the router is gone): every running sequence goes back to waiting, in
  * order, with its tokens; cached blocks are forgotten.  Nothing is lost. */
 void scheduler_rollback(scheduler *s);
 

@@ -25,14 +25,19 @@ typedef struct seq {
 
     /* Only while it runs. */
     bool running;
-    bool sent;         /* the router knows it: a step with it was committed */
-    uint32_t slot;     /* of the router */
-    uint32_t computed; /* tokens whose keys and values are in its blocks */
-    uint32_t *table;   /* [block_count] its blocks; memory of the slot */
+    bool sent;          /* the router knows it: it is or was part of a step */
+    uint32_t slot;      /* of the router */
+    uint32_t computed;  /* tokens whose keys and values are in its blocks, those of steps in flight
+                           included */
+    uint32_t confirmed; /* of them: by committed steps */
+    uint32_t sampling;  /* steps in flight that sample a token for it */
+    uint32_t *table;    /* [block_count] its blocks; memory of the slot */
     uint32_t block_count;
     uint32_t block_sent;       /* entries the router knows */
     uint32_t block_registered; /* entries that were offered to the prefix cache, or came from it */
     uint32_t planned;          /* tokens in the step being planned */
+    uint32_t in_flight;        /* steps in flight it is part of */
+    bool gone;                 /* finished or aborted: kept until its last step in flight ends */
 
     struct seq *prev, *next; /* in one list */
 } seq;

@@ -1,13 +1,18 @@
 /* attention: grouped-query attention over paged keys and values.
  *
  * The cache of one layer is an array of blocks of KV_BLOCK_TOKENS tokens; a sequence's block table
- * names its blocks in order.  Within a block, per KV head (d = head_dim):
+ * names its blocks in order.  A block of one layer has a part for each KV head, one after the
+ * other (d = head_dim, P = 1 for f32, 2 for bf16 and int8):
  *
- *   keys    [d][16]  tokens across lanes, so that one query meets 16 keys without a horizontal sum
- *   values  [16][d]  features across lanes
+ *   scales  [2][16] float       int8 only: of the keys, of the values
+ *   keys    [ceil(d / P)][16][P] tokens across lanes, so that one query meets 16 keys without a
+ *                               horizontal sum; the last pair of an odd d is padded with 0
+ *   values  [16 / P][d][P]      features across lanes, P tokens side by side
  *
- * so a block of one layer is { keys [kv_heads][d][16], values [kv_heads][16][d] } of the cache's
- * dtype (f32, or bf16 rounded to nearest-even).
+ * A part's size is rounded up to 64 bytes.  bf16 is rounded to nearest-even.  int8 is symmetric,
+ * with one scale for the keys and one for the values of a token and KV head: q = x * (127 / max|x|)
+ * to nearest-even, within -127..127, scale = max|x| / 127 (q = scale = 0 where max|x| is below
+ * ATTN_TINY).
  *
  * For a query at position p, keys j with max(0, p - window + 1) <= j <= p take part (window 0: all
  * j <= p).  They are walked in splits of KV_SPLIT_TOKENS at absolute positions (split s = keys
@@ -19,6 +24,16 @@
  *   p_j     = expf(score_j - m)
  *   l       = sum of p_j over 16 virtual lanes (lane = j mod 16), tree 8 4 2 1
  *   o[i]    = sum over j rising, fmaf, of p_j * v_j[i]
+ *
+ * With an int8 cache both sums are exact, in int32, whatever their order: the query and the weights
+ * are rounded to fixed point, fine enough to add nothing visible to the cache's own rounding.
+ *
+ *   A       = attn_query_max(d), about 14 bits
+ *   q8[i]   = q[i] * (A / max|q|) to nearest-even, u = max|q| / A (0 as above)
+ *   score_j = (float)(sum of q8[i] * k8_j[i]) * (key_scale_j * (u * scale))
+ *   w_j     = p_j * value_scale_j, W = max of w_j
+ *   w8_j    = w_j * (32767 / W) to nearest-even, x = W / 32767 (0 as above)
+ *   o[i]    = (float)(sum of w8_j * v8_j[i]) * x
  *
  * Splits are merged in rising order (the first is copied):
  *
@@ -44,12 +59,57 @@
 #define KV_BLOCK_TOKENS 16
 #define KV_SPLIT_TOKENS 256
 
-/* dtype: DTYPE_F32 or DTYPE_BF16.  Bytes of one layer's part of a block; a multiple of 64. */
+#define ATTN_TINY 0x1p-100f       /* what is smaller rounds to 0: its inverse would overflow */
+#define KV_VALUE_WEIGHT_MAX 32767 /* 256 tokens * 32767 * 127 < 2^31 */
+
+static inline size_t
+kv_element_bytes(moe_dtype dtype)
+{
+    return dtype == DTYPE_F32 ? 4 : dtype == DTYPE_BF16 ? 2 : 1;
+}
+
+/* P above. */
+static inline uint32_t
+kv_pair(moe_dtype dtype)
+{
+    return dtype == DTYPE_F32 ? 1 : 2;
+}
+
+/* Where in a KV head's part of a block the keys, then the values begin, and the part's size. */
+static inline size_t
+kv_keys_offset(moe_dtype dtype)
+{
+    return dtype == DTYPE_INT8 ? 2 * KV_BLOCK_TOKENS * sizeof(float) : 0;
+}
+
+static inline size_t
+kv_values_offset(moe_dtype dtype, uint32_t head_dim)
+{
+    return kv_keys_offset(dtype) +
+           round_up_u32(head_dim, kv_pair(dtype)) * KV_BLOCK_TOKENS * kv_element_bytes(dtype);
+}
+
+static inline size_t
+kv_head_bytes(moe_dtype dtype, uint32_t head_dim)
+{
+    const size_t bytes = kv_values_offset(dtype, head_dim) +
+                         (size_t)head_dim * KV_BLOCK_TOKENS * kv_element_bytes(dtype);
+    return (bytes + 63) / 64 * 64;
+}
+
+/* Bytes of one layer's part of a block; a multiple of 64. */
 static inline size_t
 kv_block_bytes(moe_dtype dtype, uint32_t kv_heads, uint32_t head_dim)
 {
-    const size_t elements = (size_t)2 * kv_heads * head_dim * KV_BLOCK_TOKENS;
-    return (elements * (dtype == DTYPE_F32 ? 4 : 2) + 63) / 64 * 64;
+    return kv_heads * kv_head_bytes(dtype, head_dim);
+}
+
+/* Largest |q8|: head_dim * 127 * it stays below 2^31. */
+static inline int32_t
+attn_query_max(uint32_t head_dim)
+{
+    const uint32_t limit = INT32_MAX / 127 / head_dim;
+    return limit < 16383 ? (int32_t)limit : 16383;
 }
 
 /* Store one token's keys (after RoPE) and values.
@@ -78,21 +138,15 @@ typedef struct attn_args {
     float *scratch; /* [attn_scratch_floats()], one per thread; 64-byte aligned */
 } attn_args;
 
-/* A query is one head of one row.  A call keeps up to ATTN_QUERIES of them in flight, each with a
- * split's scores and two head-sized sums. */
-#define ATTN_QUERIES 8
+/* A query is one head of one row.  A call keeps up to ATTN_QUERIES of them in flight, so that a
+ * split of the cache is fetched once for all of them. */
+#define ATTN_QUERIES 64
 
+/* Per query: a split's scores, its sum of values, the merged sum, and the query rearranged. */
 static inline size_t
-attn_query_floats(uint32_t head_dim)
+attn_scratch_floats(uint32_t head_dim)
 {
-    return KV_SPLIT_TOKENS + 2 * (size_t)round_up_u32(head_dim, 16);
-}
-
-static inline size_t
-attn_scratch_floats(uint32_t heads, uint32_t kv_heads, uint32_t head_dim)
-{
-    (void)heads, (void)kv_heads; /* a batch may cut a group of heads anywhere */
-    return ATTN_QUERIES * attn_query_floats(head_dim);
+    return ATTN_QUERIES * (KV_SPLIT_TOKENS + 3 * (size_t)round_up_u32(head_dim, 16));
 }
 
 typedef void attention_fn(const attn_args *args);

@@ -16,6 +16,47 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Repeats a statement for r = 0 .. rows - 1 (at most 12), t = 0 .. tiles - 1 (at most 4).  Unlike
+ * an unrolled loop this has constant indices from the start, so that compilers split an array of
+ * sums into registers before anything else: GCC 12 spills most of 24 sums otherwise. */
+#define EACH_STEP(i, name, count, ...)                                                             \
+    {                                                                                              \
+        enum { name = i };                                                                         \
+        if (name < (count)) {                                                                      \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+#define EACH_ROW(r, ...)                                                                           \
+    EACH_STEP(0, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(1, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(2, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(3, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(4, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(5, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(6, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(7, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(8, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(9, r, rows, __VA_ARGS__)                                                             \
+    EACH_STEP(10, r, rows, __VA_ARGS__)                                                            \
+    EACH_STEP(11, r, rows, __VA_ARGS__)
+#define EACH_TILE_STEP(i, name, count, ...)                                                        \
+    {                                                                                              \
+        enum { name = i };                                                                         \
+        if (name < (count)) {                                                                      \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+#define EACH_TILE(t, ...)                                                                          \
+    EACH_TILE_STEP(0, t, tiles, __VA_ARGS__)                                                       \
+    EACH_TILE_STEP(1, t, tiles, __VA_ARGS__)                                                       \
+    EACH_TILE_STEP(2, t, tiles, __VA_ARGS__)                                                       \
+    EACH_TILE_STEP(3, t, tiles, __VA_ARGS__)
+/* Keeps compilers from holding in registers, across iterations, what a loop updates in memory. */
+#define KEEP_IN_MEMORY __asm__ volatile("" ::: "memory")
+/* Ends a sum here: compilers otherwise regroup integer additions across steps and run out of
+ * registers. */
+#define KEEP_SUM(sum) __asm__("" : "+x"(sum))
+
 /* kernel_expf() in 8 lanes, operation by operation. */
 KERNEL_INLINE __m256
 expf_8(__m256 x)
@@ -85,6 +126,18 @@ KERNEL_INLINE __m256
 bf16_widen_8(__m128i v)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+
+/* 8 IEEE halves -> 8 floats, exactly, as half_to_float(); with integer operations, because F16C is
+ * a feature of its own.  A half's bits moved to a float's place are 2^112 too small; the sign,
+ * spread by the extension, stays in bit 31.  Infinities and NaNs do not occur as scales. */
+KERNEL_INLINE __m256
+half_widen_8(const uint16_t *h)
+{
+    const __m256i v = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)h));
+    const __m256i bits =
+        _mm256_and_si256(_mm256_slli_epi32(v, 13), _mm256_set1_epi32((int32_t)0x8fffe000));
+    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p112f));
 }
 
 #endif

@@ -8,10 +8,13 @@
  *              (bf16: the weight widened exactly)
  *   int8       per group of 64, rising: an exact int32 sum s, then acc = fmaf((float)s, a_scale *
  *              w_scale, acc), where a_scale * w_scale is one rounded float product
+ *   int4       the same per group of 32, with the a_scale of the group of 64 around it
  *
- * The number of rows, the range of tiles and the thread never change a row's bits.  f32 and int8
- * results are the same on every tier; bf16 results belong to the tier: "avx2" and below as said
- * above; a tier with vdpbf16ps rounds its own way.
+ * The number of rows, the range of tiles and the thread never change a row's bits.  f32, int8 and
+ * int4 results are the same on every tier; bf16 results belong to the tier
+ * (kernel_table.bf16_tier): "avx2" and all others without vdpbf16ps as said above; "avx512_bf16"
+ * rounds a[k] to bfloat16 (nearest-even) and follows vdpbf16ps, one instruction for k and k + 1, k
+ * rising in pairs: still one chain per output.
  *
  * Threads: pure functions; calls with disjoint tiles or rows may run at once.
  */

@@ -44,7 +44,7 @@ static void
 tile_int8(const void *tile, const void *act, uint32_t k64, float out[TILE_N])
 {
     const int8_t *w = tile, *a = act;
-    const float *a_scale = (const float *)(const void *)(a + k64);
+    const float *a_scale = act_scales(act, k64);
     for (uint32_t g = 0; g < k64 / GROUP_K; g++) {
         const float *w_scale = (const float *)(const void *)(w + GROUP_K * TILE_N);
         for (uint32_t n = 0; n < TILE_N; n++) {
@@ -52,6 +52,34 @@ tile_int8(const void *tile, const void *act, uint32_t k64, float out[TILE_N])
             out[n] = fmaf(sum, a_scale[g] * w_scale[n], out[n]);
         }
         w += GROUP_K * TILE_N + TILE_N * sizeof(float);
+    }
+}
+
+/* q of feature n and input k of a group of 32. */
+static int32_t
+nibble(const uint8_t *group, uint32_t n, uint32_t k)
+{
+    const uint32_t byte = group[k % 16 / 4 * TILE_N * 4 + n * 4 + k % 4];
+    return (int32_t)(k < 16 ? byte & 0xf : byte >> 4) - 8;
+}
+
+static void
+tile_int4(const void *tile, const void *act, uint32_t k64, float out[TILE_N])
+{
+    const uint8_t *w = tile;
+    const int8_t *a = act;
+    const float *a_scale = act_scales(act, k64);
+    for (uint32_t g = 0; g < k64 / GROUP_INT4; g++) {
+        const uint8_t *block = w + g / 2 * tile_bytes(DTYPE_INT4, GROUP_K);
+        const uint8_t *group = block + g % 2 * (GROUP_INT4 * TILE_N / 2);
+        const uint16_t *w_scale = (const uint16_t *)(const void *)(block + GROUP_INT4 * TILE_N);
+        for (uint32_t n = 0; n < TILE_N; n++) {
+            int32_t sum = 0;
+            for (uint32_t k = 0; k < GROUP_INT4; k++)
+                sum += a[g * GROUP_INT4 + k] * nibble(group, n, k);
+            const float scale = a_scale[g / 2] * half_to_float(w_scale[g % 2 * TILE_N + n]);
+            out[n] = fmaf((float)sum, scale, out[n]);
+        }
     }
 }
 
@@ -113,6 +141,12 @@ gemm_int8_ref(const gemm_args *args)
 }
 
 void
+gemm_int4_ref(const gemm_args *args)
+{
+    gemm(args, DTYPE_INT4, tile_int4);
+}
+
+void
 gemm_silu_f32_ref(const gemm_args *args)
 {
     gemm_silu(args, DTYPE_F32, tile_f32);
@@ -128,4 +162,10 @@ void
 gemm_silu_int8_ref(const gemm_args *args)
 {
     gemm_silu(args, DTYPE_INT8, tile_int8);
+}
+
+void
+gemm_silu_int4_ref(const gemm_args *args)
+{
+    gemm_silu(args, DTYPE_INT4, tile_int4);
 }

@@ -14,12 +14,18 @@
  *   int8  [K64/64] blocks of { [16][16][4] int8, [16] float scale }: 16 steps of 4 along K, 16
  *         lanes, 4 along K; weight = q * scale of its feature and group of 64; q in -127..127
  *         (-128 never occurs, which keeps the pair sums of vpmaddubsw exact)
+ *   int4  [K64/64] blocks of { [2][4][16][4] bytes, [2][16] half scale }: 2 groups of 32 along K, 4
+ *         vectors of 16 lanes by 4 along K; in vector v of a group the lower nibble is k = 4 v + i,
+ *         the upper one k = 16 + 4 v + i; a nibble is q + 8, q in -8..7; weight = q * scale of its
+ *         feature and group of 32, the scale an IEEE half of either sign (4.5 bits a weight)
  *
  * Activation rows (the same bytes in memory, in shared memory and on the wire; row stride =
  * act_row_bytes()):
  *
- *   for f32 and bf16 weights  [K64] float
- *   for int8 weights          [K64] int8, then [K64/64] float scale; q in -127..127
+ *   for f32 and bf16 weights   [K64] float
+ *   for int8 and int4 weights  [K64] int8 q, then [K64/64] float scale, then [K64/32] int16 sums of
+ *                              q over each group of 32; q in -127..127.  The sums follow from q; a
+ *                              kernel whose weights carry an offset subtracts it with them.
  *
  * A gate/up matrix holds w1 and w3 interleaved by tile: tile 2i has 16 features of w1, tile 2i+1
  * the same 16 of w3, so that silu(w1 x) * (w3 x) is finished in registers.
@@ -38,10 +44,17 @@
 
 #define TILE_N 16
 #define GROUP_K 64
+#define GROUP_INT4 32 /* along K: weights of one int4 scale, activations of one sum */
 
-typedef enum moe_dtype { DTYPE_F32 = 0, DTYPE_BF16 = 1, DTYPE_INT8 = 2, DTYPE_COUNT } moe_dtype;
+typedef enum moe_dtype {
+    DTYPE_F32 = 0,
+    DTYPE_BF16 = 1,
+    DTYPE_INT8 = 2,
+    DTYPE_INT4 = 3,
+    DTYPE_COUNT
+} moe_dtype;
 
-/* "f32", "bf16", "int8". */
+/* "f32", "bf16", "int8", "int4". */
 const char *dtype_name(moe_dtype dtype);
 /* Also vLLM's "float32", "float", "bfloat16".  Returns DTYPE_COUNT for anything else. */
 moe_dtype dtype_parse(const char *text);
@@ -71,6 +84,7 @@ tile_bytes(moe_dtype dtype, uint32_t k)
     const size_t k64 = pad_k(k);
     if (dtype == DTYPE_F32) return k64 * TILE_N * 4;
     if (dtype == DTYPE_BF16) return k64 * TILE_N * 2;
+    if (dtype == DTYPE_INT4) return k64 / GROUP_K * (GROUP_K * TILE_N / 2 + TILE_N * 4);
     return k64 / GROUP_K * (GROUP_K * TILE_N + TILE_N * 4);
 }
 
@@ -80,13 +94,33 @@ packed_bytes(moe_dtype dtype, uint32_t n, uint32_t k)
     return tile_bytes(dtype, k) * tile_count(n);
 }
 
+/* Does the dtype's activation row hold int8?  (else f32) */
+static inline int
+act_is_int8(moe_dtype dtype)
+{
+    return dtype == DTYPE_INT8 || dtype == DTYPE_INT4;
+}
+
 /* Bytes from one activation row to the next; a multiple of 64. */
 static inline size_t
 act_row_bytes(moe_dtype dtype, uint32_t k)
 {
     const size_t k64 = pad_k(k);
-    if (dtype != DTYPE_INT8) return k64 * 4;
-    return (k64 + k64 / GROUP_K * 4 + 63) / 64 * 64;
+    if (!act_is_int8(dtype)) return k64 * 4;
+    return (k64 + k64 / GROUP_K * 4 + k64 / GROUP_INT4 * 2 + 63) / 64 * 64;
+}
+
+/* The scales, [K64/64], and the sums, [K64/32], of an int8 activation row. */
+static inline const float *
+act_scales(const void *row, uint32_t k64)
+{
+    return (const float *)(const void *)((const char *)row + k64);
+}
+
+static inline const int16_t *
+act_sums(const void *row, uint32_t k64)
+{
+    return (const int16_t *)(const void *)(act_scales(row, k64) + k64 / GROUP_K);
 }
 
 /* bfloat16, the upper half of a float: widened exactly, narrowed to nearest-even (a NaN stays one).
@@ -109,11 +143,19 @@ bf16_from_float(float f)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* Does the dtype's activation row hold int8?  (else f32) */
-static inline int
-act_is_int8(moe_dtype dtype)
+/* IEEE half, widened exactly. */
+static inline float
+half_to_float(uint16_t h)
 {
-    return dtype == DTYPE_INT8;
+    const uint32_t exponent = h >> 10 & 0x1fu, fraction = h & 0x3ffu;
+    const float small = (float)(int32_t)fraction * 0x1p-24f; /* zero and subnormals: exact */
+    uint32_t bits;
+    memcpy(&bits, &small, sizeof bits);
+    if (exponent != 0) bits = (exponent + (exponent == 0x1fu ? 224 : 112)) << 23 | fraction << 13;
+    bits |= (uint32_t)(h & 0x8000u) << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
 }
 
 #endif

@@ -26,10 +26,10 @@ typedef void rmsnorm_fn(const float *x, const float *w, float eps, uint32_t n, f
 #define ACT_MAX_TINY 0x1p-120f
 
 /* Float row -> activation row of `dtype` (packed.h), padding filled with zeros.
- *   f32, bf16  a copy
- *   int8       per group of 64: scale = max|x| / 127 (float division), q = nearest-even of
- *              x * (127 / max|x|) (float product), clamped to -127..127; where max|x| is below
- *              ACT_MAX_TINY scale and q are 0
+ *   f32, bf16   a copy
+ *   int8, int4  per group of 64: scale = max|x| / 127 (float division), q = nearest-even of
+ *               x * (127 / max|x|) (float product), clamped to -127..127; where max|x| is below
+ *               ACT_MAX_TINY scale and q are 0; then the sums of q per group of 32
  *
  *   x    [n], finite
  *   out  act_row_bytes(dtype, n) bytes, 64-byte aligned; every byte is written  */

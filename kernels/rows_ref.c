@@ -48,10 +48,13 @@ act_pack_ref(moe_dtype dtype, const float *x, uint32_t n, void *out)
     }
     int8_t *q = out;
     float *scale = (float *)(void *)(q + pad_k(n));
+    int16_t *sum = (int16_t *)(void *)(scale + pad_k(n) / GROUP_K);
     for (uint32_t i = 0; i < n; i += GROUP_K) {
         const uint32_t count = n - i < GROUP_K ? n - i : GROUP_K;
         scale[i / GROUP_K] = quantize_group(x + i, count, q + i);
     }
+    for (uint32_t i = 0; i < n; i++)
+        sum[i / GROUP_INT4] = (int16_t)(sum[i / GROUP_INT4] + q[i]);
 }
 
 void

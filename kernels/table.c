@@ -6,8 +6,8 @@
 static const kernel_table ref = {
     .tier = "ref",
     .bf16_tier = "avx2", /* avx2 rounds bf16 products as ref does: one name for both */
-    .gemm = {gemm_f32_ref, gemm_bf16_ref, gemm_int8_ref},
-    .gemm_silu = {gemm_silu_f32_ref, gemm_silu_bf16_ref, gemm_silu_int8_ref},
+    .gemm = {gemm_f32_ref, gemm_bf16_ref, gemm_int8_ref, gemm_int4_ref},
+    .gemm_silu = {gemm_silu_f32_ref, gemm_silu_bf16_ref, gemm_silu_int8_ref, gemm_silu_int4_ref},
     .rmsnorm = rmsnorm_ref,
     .act_pack = act_pack_ref,
     .rope = rope_ref,
@@ -26,15 +26,49 @@ use_avx2(kernel_table *k)
     k->gemm[DTYPE_F32] = gemm_f32_avx2;
     k->gemm[DTYPE_BF16] = gemm_bf16_avx2;
     k->gemm[DTYPE_INT8] = gemm_int8_avx2;
+    k->gemm[DTYPE_INT4] = gemm_int4_avx2;
     k->gemm_silu[DTYPE_F32] = gemm_silu_f32_avx2;
     k->gemm_silu[DTYPE_BF16] = gemm_silu_bf16_avx2;
     k->gemm_silu[DTYPE_INT8] = gemm_silu_int8_avx2;
+    k->gemm_silu[DTYPE_INT4] = gemm_silu_int4_avx2;
     k->rmsnorm = rmsnorm_avx2;
     k->act_pack = act_pack_avx2;
     k->rope = rope_avx2;
     k->row_add = row_add_avx2;
     k->combine = combine_avx2;
     k->attention = attention_avx2;
+}
+
+static void
+use_avx512(kernel_table *k)
+{
+    k->tier = "avx512";
+    k->gemm[DTYPE_F32] = gemm_f32_avx512;
+    k->gemm[DTYPE_BF16] = gemm_bf16_avx512;
+    k->gemm_silu[DTYPE_F32] = gemm_silu_f32_avx512;
+    k->gemm_silu[DTYPE_BF16] = gemm_silu_bf16_avx512;
+    k->rmsnorm = rmsnorm_avx512;
+    k->act_pack = act_pack_avx512;
+    k->row_add = row_add_avx512;
+    k->combine = combine_avx512;
+    k->attention = attention_avx512;
+}
+
+static void
+use_avx512_bf16(kernel_table *k)
+{
+    k->bf16_tier = "avx512_bf16";
+    k->gemm[DTYPE_BF16] = gemm_bf16_avx512_bf16;
+    k->gemm_silu[DTYPE_BF16] = gemm_silu_bf16_avx512_bf16;
+}
+
+static void
+use_avx512_vnni(kernel_table *k)
+{
+    k->gemm[DTYPE_INT8] = gemm_int8_avx512_vnni;
+    k->gemm[DTYPE_INT4] = gemm_int4_avx512_vnni;
+    k->gemm_silu[DTYPE_INT8] = gemm_silu_int8_avx512_vnni;
+    k->gemm_silu[DTYPE_INT4] = gemm_silu_int4_avx512_vnni;
 }
 #endif
 
@@ -45,5 +79,9 @@ kernel_table_init(kernel_table *k, unsigned cpu_flags)
     if (!(cpu_flags & CPU_AVX2)) return;
 #if defined(__x86_64__)
     use_avx2(k);
+    if (!(cpu_flags & CPU_AVX512)) return;
+    use_avx512(k);
+    if (cpu_flags & CPU_AVX512_BF16) use_avx512_bf16(k);
+    if (cpu_flags & CPU_AVX512_VNNI) use_avx512_vnni(k);
 #endif
 }

@@ -11,8 +11,9 @@
 #include "kernels/rows.h"
 
 typedef struct kernel_table {
-    const char *tier;      /* "ref", "avx2": the highest tier in use */
-    const char *bf16_tier; /* whose rounding bf16 products have: part of the numeric class */
+    const char *tier;      /* "ref", "avx2", "avx512": the highest tier in use */
+    const char *bf16_tier; /* whose rounding bf16 products have, "avx2" or "avx512_bf16": part of
+                              the numeric class */
     gemm_fn *gemm[DTYPE_COUNT];
     gemm_fn *gemm_silu[DTYPE_COUNT]; /* out = silu(gate) * up over tile pairs; silu(g) = g / (1 +
                                         exp(-g)) */

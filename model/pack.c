@@ -154,6 +154,127 @@ pack_block_int8(unsigned char *dst, const weight_block *block)
     return MOE_OK;
 }
 
+/* Nearest-even; beyond the largest half: infinity. |f| >= 2^-25 or 0. */
+static uint16_t
+narrow_half(float f)
+{
+    const uint32_t bits = bits_from_float(f), magnitude = bits & 0x7fffffffu;
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+    if (magnitude >= 0x477ff000u) return sign | 0x7c00u; /* 65520 */
+    if (magnitude < 0x38800000u) { /* below 2^-14: a subnormal, counted in units of 2^-24 */
+        const float units = float_from_bits(magnitude) * 0x1p24f + 0x1.8p23f;
+        return (uint16_t)(sign | (bits_from_float(units) & 0x7ffu));
+    }
+    return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13));
+}
+
+/* One group of int4 weights, features across lanes: every loop over n is one vector operation. */
+typedef struct int4_group {
+    float w[GROUP_INT4][TILE_N];
+} int4_group;
+
+/* m: the value of largest magnitude, the first of equals.  False: some value is not finite. */
+static bool
+extremes(float m[TILE_N], const int4_group *group)
+{
+    uint32_t most[TILE_N] = {0}, all = 0;
+    for (int n = 0; n < TILE_N; n++)
+        m[n] = 0;
+    for (int k = 0; k < GROUP_INT4; k++) {
+        for (int n = 0; n < TILE_N; n++) {
+            const uint32_t bits = bits_from_float(group->w[k][n]) & 0x7fffffffu;
+            m[n] = bits > most[n] ? group->w[k][n] : m[n];
+            most[n] = bits > most[n] ? bits : most[n];
+        }
+    }
+    for (int n = 0; n < TILE_N; n++)
+        all = most[n] > all ? most[n] : all;
+    return all < 0x7f800000u;
+}
+
+static inline float
+round_int4(float scaled)
+{
+    scaled = scaled > -8.0f ? scaled : -8.0f;
+    scaled = scaled < 7.0f ? scaled : 7.0f;
+    return scaled + 0x1.8p23f - 0x1.8p23f;
+}
+
+/* best: for each lane the scale of least squared error among the trials m / c. */
+static void
+search_scales(float best[TILE_N], const int4_group *group, const float m[TILE_N])
+{
+    static const float trials[] = {-8.0f, -7.5f, -8.5f, -7.0f, -9.0f};
+    float best_score[TILE_N];
+    for (int n = 0; n < TILE_N; n++)
+        best[n] = best_score[n] = 0;
+    for (size_t c = 0; c < sizeof trials / sizeof trials[0]; c++) {
+        float inverse[TILE_N], wq[TILE_N] = {0}, qq[TILE_N] = {0};
+        for (int n = 0; n < TILE_N; n++)
+            inverse[n] = m[n] == 0 ? 0 : trials[c] / m[n];
+        for (int k = 0; k < GROUP_INT4; k++) {
+            for (int n = 0; n < TILE_N; n++) {
+                const float q = round_int4(group->w[k][n] * inverse[n]);
+                wq[n] += group->w[k][n] * q;
+                qq[n] += q * q;
+            }
+        }
+        /* The error with the best scale is sum(w w) - wq * wq / qq. */
+        for (int n = 0; n < TILE_N; n++) {
+            const float scale = qq[n] > 0 ? wq[n] / qq[n] : 0, score = wq[n] * scale;
+            best[n] = score > best_score[n] ? scale : best[n];
+            best_score[n] = score > best_score[n] ? score : best_score[n];
+        }
+    }
+}
+
+/* nibbles [4][16][4] of one group, and its scales. */
+static moe_err
+pack_group_int4(uint8_t nibbles[GROUP_INT4 / 8][TILE_N][4], uint16_t scales[TILE_N],
+                const int4_group *group)
+{
+    float m[TILE_N], inverse[TILE_N];
+    if (!extremes(m, group)) return MOE_EINVAL;
+    for (int n = 0; n < TILE_N; n++) {
+        if (fabsf(m[n]) > 8 * 65504.0f) return MOE_EINVAL;
+        m[n] = fabsf(m[n]) < PACK_INT4_ZERO_BELOW ? 0 : m[n];
+    }
+    search_scales(inverse, group, m);
+    for (int n = 0; n < TILE_N; n++) {
+        scales[n] = narrow_half(inverse[n]);
+        if ((scales[n] & 0x7fffu) == 0x7c00u) return MOE_EINVAL;
+        inverse[n] = (scales[n] & 0x7fffu) == 0 ? 0 : 1.0f / half_to_float(scales[n]);
+    }
+    for (int k = 0; k < GROUP_INT4 / 2; k++) {
+        for (int n = 0; n < TILE_N; n++) {
+            const uint32_t low = (uint32_t)(int32_t)round_int4(group->w[k][n] * inverse[n]) + 8;
+            const uint32_t high =
+                (uint32_t)(int32_t)round_int4(group->w[k + GROUP_INT4 / 2][n] * inverse[n]) + 8;
+            nibbles[k / 4][n][k % 4] = (uint8_t)(low | high << 4);
+        }
+    }
+    return MOE_OK;
+}
+
+static moe_err
+pack_block_int4(unsigned char *dst, const weight_block *block)
+{
+    uint8_t nibbles[2][GROUP_INT4 / 8][TILE_N][4];
+    uint16_t scales[2][TILE_N];
+    int4_group groups[2];
+    for (int n = 0; n < TILE_N; n++) {
+        for (int k = 0; k < GROUP_K; k++)
+            groups[k / GROUP_INT4].w[k % GROUP_INT4][n] = block->w[n][k];
+    }
+    for (int g = 0; g < 2; g++) {
+        const moe_err err = pack_group_int4(nibbles[g], scales[g], &groups[g]);
+        if (err) return err;
+    }
+    memcpy(dst, nibbles, sizeof nibbles);
+    memcpy(dst + sizeof nibbles, scales, sizeof scales);
+    return MOE_OK;
+}
+
 /* Rows [row, row + rows) and columns [col, col + cols) of t; the rest of the block is zero. */
 static void
 read_block(weight_block *block, const tensor_view *t, uint32_t row, uint32_t rows, uint32_t col,
@@ -181,8 +302,10 @@ pack_tile(unsigned char *dst, moe_dtype dtype, const tensor_view *t, uint32_t ro
             pack_block_f32(dst, &block);
         else if (dtype == DTYPE_BF16)
             pack_block_bf16(dst, &block);
-        else
+        else if (dtype == DTYPE_INT8)
             err = pack_block_int8(dst, &block);
+        else
+            err = pack_block_int4(dst, &block);
         if (err) return err;
         col += cols;
     }

@@ -37,7 +37,8 @@ identity_init(identity *out, const checkpoint *c, const kernel_table *kernels,
     out->numeric.expert_dtype = (char *)(uintptr_t)dtype_name(expert_dtype);
     out->numeric.attn_dtype = (char *)(uintptr_t)dtype_name(attn_dtype);
     out->numeric.kv_dtype = (char *)(uintptr_t)dtype_name(kv_dtype);
-    /* f32 and int8 products are the same on every tier; bf16 products round as their tier does. */
+    /* f32, int8 and int4 products are the same on every tier; bf16 products round as their tier
+     * does. */
     out->numeric.isa = (char *)(uintptr_t)(expert_dtype == DTYPE_BF16 ? kernels->bf16_tier : "any");
     read_host_id(out->host_id);
 }

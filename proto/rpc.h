@@ -1,4 +1,4 @@
-/* rpc: protobuf-c services over nng's request/reply, with deadlines and gRPC's status codes.
+/* rpc: protobuf-c services over nng's byte streams, with deadlines and gRPC's status codes.
  *
  * A server answers the calls of one ProtobufCService, the struct that protoc-c generates for a
  * `service`: its methods are the handlers.  A client is a ProtobufCService too, so that generated
@@ -12,10 +12,13 @@
  * A service with one handler for all methods sets `invoke` of a ProtobufCService of its own.
  *
  * What holds:
+ *  - A client has one connection and sends its calls over it in the order in which they were made.
+ *    A server hands those of one connection to its methods in that order, one after the other;
+ *    what is answered later may be answered in any order.
  *  - A client never sends a call twice, and a server that receives one twice all the same carries
  *    it out once: it answers the copy from a bounded memory of replies, or refuses it.
- *  - Every call ends by its deadline.  RPC_UNAVAILABLE and RPC_DEADLINE_EXCEEDED say that the call
- *    may or may not have been carried out.
+ *  - Every call ends by its deadline, or at once when the connection it was sent over is lost.
+ * RPC_UNAVAILABLE and RPC_DEADLINE_EXCEEDED say that the call may or may not have been carried out.
  *  - Messages and what they unpack to are bounded; bytes that are no valid call are answered with
  *    an error or dropped.
  *  - With a shared secret, both sides prove that they know it before a call is looked at.
@@ -25,12 +28,14 @@
  *
  * Threads: every function may be called from any thread, except that rpc_server_stop() and
  * rpc_client_close() must not be called from a handler or callback.  Handlers and callbacks run on
- * nng's threads, several at once, and must not block.
+ * nng's threads (a callback also on its client's own), those of different connections at once, and
+ * must not block: nothing else that came over the same connection is looked at meanwhile.
  */
 #ifndef MOE_PROTO_RPC_H
 #define MOE_PROTO_RPC_H
 
 #include <protobuf-c/protobuf-c.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -89,10 +94,10 @@ typedef struct rpc_server_options {
  *   MOE_ENOMEM  */
 moe_err rpc_server_start(rpc_server **out, const rpc_server_options *opt, errbuf *eb);
 
-/* Answer every unfinished call with RPC_UNAVAILABLE, close the socket, remove the ipc file.  Does
- * not wait for handlers that answer later: their calls stay valid and must still be finished once,
- * which then has no effect but to release them.  Waits for methods that are running on nng's
- * threads to return.  Accepts NULL. */
+/* Answer every unfinished call with RPC_UNAVAILABLE, close all connections (those that do not take
+ * their replies after a second), remove the ipc file.  Does not wait for handlers that answer
+ * later: their calls stay valid and must still be finished once, which then has no effect but to
+ * release them.  Waits for methods that are running on nng's threads to return.  Accepts NULL. */
 void rpc_server_stop(rpc_server *server);
 
 /* Where it listens, with the real port for a url that ended in ":0".  Borrowed until stop. */
@@ -141,6 +146,9 @@ moe_err rpc_client_open(rpc_client **out, const rpc_client_options *opt, errbuf 
  */
 bool rpc_client_connected(const rpc_client *client);
 
+/* Borrowed until close. */
+const char *rpc_client_url(const rpc_client *client);
+
 /* End every unfinished call with RPC_CANCELLED, wait until their callbacks have returned, free.
  * No call may be started meanwhile.  Accepts NULL. */
 void rpc_client_close(rpc_client *client);
@@ -162,6 +170,22 @@ moe_err rpc_call_sync(rpc_client *client, unsigned method, const ProtobufCMessag
 moe_err rpc_call_watched(rpc_client *client, unsigned method, const ProtobufCMessage *request,
                          uint32_t timeout_ms, bool (*gone)(void *arg), void *arg, uint32_t poll_ms,
                          ProtobufCMessage **response, rpc_status *status, errbuf *eb);
+
+/* A call that is under way and may be left. */
+typedef struct rpc_pending rpc_pending;
+
+/* Call without waiting; request is packed before this returns.  NULL: out of memory.
+ *   bell  bumped (common/futex.h) when the call is done; NULL = none.  Must live until then, or
+ *         until the client is closed. */
+rpc_pending *rpc_call_begin(rpc_client *client, unsigned method, const ProtobufCMessage *request,
+                            uint32_t timeout_ms, _Atomic uint32_t *bell);
+bool rpc_pending_done(const rpc_pending *call);
+/* true once it is done, false when deadline_ns (clock_now_ns() time) has passed. */
+bool rpc_pending_wait(rpc_pending *call, uint64_t deadline_ns);
+/* Results as rpc_call_sync(); a call that is not done is left: RPC_CANCELLED, it may still be
+ * carried out, its answer is dropped.  Frees the call. */
+moe_err rpc_pending_finish(rpc_pending *call, ProtobufCMessage **response, rpc_status *status,
+                           errbuf *eb);
 
 /* Accepts NULL. */
 void rpc_response_free(ProtobufCMessage *response);

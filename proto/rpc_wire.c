@@ -8,11 +8,12 @@
 #define IPC_PATH_MAX 107 /* sun_path less its NUL */
 
 moe_err
-rpc_header_parse(rpc_header *out, const void *bytes, size_t len, errbuf *eb)
+rpc_frame_find(rpc_header *out, const void *bytes, size_t len, size_t body_bytes_max,
+               size_t *frame_bytes, errbuf *eb)
 {
     *out = (rpc_header){0};
-    if (len < sizeof *out)
-        return err_set(eb, MOE_EINVAL, "message of %zu bytes is shorter than its header", len);
+    *frame_bytes = 0;
+    if (len < sizeof *out) return MOE_OK;
     memcpy(out, bytes, sizeof *out);
     if (out->magic != RPC_MAGIC)
         return err_set(eb, MOE_EMISMATCH, "not a conclave message: magic 0x%08x",
@@ -20,14 +21,21 @@ rpc_header_parse(rpc_header *out, const void *bytes, size_t len, errbuf *eb)
     if (out->version != RPC_VERSION)
         return err_set(eb, MOE_EMISMATCH, "wire version %u, expected %u", (unsigned)out->version,
                        (unsigned)RPC_VERSION);
-    if (out->kind < RPC_KIND_CALL || out->kind >= RPC_KIND_END)
-        return err_set(eb, MOE_EINVAL, "unknown message kind %u", (unsigned)out->kind);
-    if (out->reserved != 0 || (out->kind != RPC_KIND_REPLY && out->status != 0))
+    if (out->body_bytes > body_bytes_max)
+        return err_set(eb, MOE_ERANGE, "message of %u bytes, at most %zu are read",
+                       (unsigned)out->body_bytes, body_bytes_max);
+    if (len - sizeof *out >= out->body_bytes) *frame_bytes = sizeof *out + out->body_bytes;
+    return MOE_OK;
+}
+
+moe_err
+rpc_header_check(const rpc_header *header, errbuf *eb)
+{
+    if (header->kind < RPC_KIND_CALL || header->kind >= RPC_KIND_END)
+        return err_set(eb, MOE_EINVAL, "unknown message kind %u", (unsigned)header->kind);
+    if (header->reserved != 0 || (header->kind != RPC_KIND_REPLY && header->status != 0))
         return err_set(eb, MOE_EINVAL, "a header field that must be 0 is not");
-    if (out->incarnation == 0) return err_set(eb, MOE_EINVAL, "client incarnation is 0");
-    if (out->body_bytes != len - sizeof *out)
-        return err_set(eb, MOE_EINVAL, "header says %u bytes of body, message holds %zu",
-                       (unsigned)out->body_bytes, len - sizeof *out);
+    if (header->incarnation == 0) return err_set(eb, MOE_EINVAL, "client incarnation is 0");
     return MOE_OK;
 }
 

@@ -1,10 +1,11 @@
-/* rpc_wire: the header in front of every message of the control plane, and what it promises.
+/* rpc_wire: the frames of the control plane, and what their header promises.
  *
- *   | rpc_header, 48 bytes, little endian | body, body_bytes bytes |
+ *   | rpc_header, 48 bytes, little endian | body, body_bytes bytes | rpc_header | ...
  *
- * The body is a protobuf message, or a text when status is not RPC_OK.  A reply repeats the method,
- * incarnation and request id of its call.  `service` is a fingerprint of the service's method list,
- * so that a client which dialled the wrong socket is told so instead of being misunderstood.
+ * A connection is a sequence of frames each way, with nothing between them.  The body is a protobuf
+ * message, or a text when status is not RPC_OK.  A reply repeats the method, incarnation and
+ * request id of its call.  `service` is a fingerprint of the service's method list, so that a
+ * client which dialled the wrong socket is told so instead of being misunderstood.
  *
  * Threads: no shared state.
  */
@@ -49,12 +50,18 @@ typedef struct rpc_header {
 static_assert(sizeof(rpc_header) == 48, "the header is read from the wire as it is");
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire is little endian");
 
-/* Copy the header out of a message of len bytes and check every field that can be checked without
- * knowing the service.
+/* Find the first frame of the len bytes that a connection holds.
+ *   *frame_bytes  its length, header and body, all of it there; 0: more bytes are needed, and
+ *                 out->body_bytes says how many (0 while the header is not complete)
+ * After an error nobody can tell where the next frame begins: the connection is of no more use.
  *   MOE_EMISMATCH  magic or version is not ours
- *   MOE_EINVAL     too short, unknown kind, a field that must be 0 is not, or the lengths disagree
- */
-moe_err rpc_header_parse(rpc_header *out, const void *bytes, size_t len, errbuf *eb);
+ *   MOE_ERANGE     a body above body_bytes_max */
+moe_err rpc_frame_find(rpc_header *out, const void *bytes, size_t len, size_t body_bytes_max,
+                       size_t *frame_bytes, errbuf *eb);
+
+/* Check what can be checked of a found frame's header without knowing the service.
+ *   MOE_EINVAL  unknown kind, or a field that must be 0 (or must not be) */
+moe_err rpc_header_check(const rpc_header *header, errbuf *eb);
 
 /* A header with magic, version, kind and body length set and everything else 0. */
 rpc_header rpc_header_make(rpc_kind kind, uint32_t body_bytes);

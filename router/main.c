@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "common/affinity.h"
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
@@ -19,10 +19,6 @@
  * than this. */
 #define KV_BYTES_DEFAULT ((size_t)1 << 30)
 #define MODEL_LEN_DEFAULT 4096u
-
-/* Closing a socket can hang in nng 1.5 (proto/rpc_server.c): then SIGALRM ends the process.  What
- * it leaves behind is removed by its next life. */
-#define STOP_LIMIT_S 15
 
 static membership *running;
 static _Atomic bool stopping;
@@ -43,10 +39,10 @@ on_signal(int sig)
 
 typedef struct options {
     const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
-        *transport, *packed_cache, *log_level;
+        *transport, *packed_cache, *cpu_affinity, *log_level;
     int64_t router_id, workers, max_num_seqs, max_num_batched_tokens, max_model_len, num_kv_blocks,
         micro_batches, threads, worker_timeout_ms;
-    bool print_run_id;
+    bool profile, print_run_id;
 } options;
 
 static transformer_config
@@ -91,11 +87,14 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     transformer *tf = NULL;
     router_end *exchange = NULL;
     stepper *step = NULL;
+    phases profile;
+    phases_init(&profile, step_phase_names, STEP_PHASES, o->profile);
     router_service *service = NULL;
     transformer_config sizes = {0};
     identity id;
 
-    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    moe_err err = affinity_apply(o->cpu_affinity, (uint32_t)o->router_id, eb);
+    if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (err) goto done;
     const model_config *model = checkpoint_config(ckpt);
     sizes = size_transformer(o, model);
@@ -110,6 +109,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
         goto done;
     }
     identity_init(&id, ckpt, &kernels, sizes.expert_dtype, sizes.attn_dtype, sizes.kv_dtype);
+    sizes.phases = &profile;
     sizes.packed_cache = (weight_cache){o->packed_cache, id.model.fingerprint};
     err = transformer_create(&tf, ckpt, &kernels, threads, &sizes, eb);
     if (err) goto done;
@@ -149,7 +149,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .max_model_len = sizes.max_model_len,
                                           .kv_block_count = sizes.kv_block_count,
                                           .layer_timeout_ms = LAYER_TIMEOUT_MS,
-                                          .incarnation = incarnation},
+                                          .incarnation = incarnation,
+                                          .phases = &profile},
                         eb);
     if (err) goto done;
     err = router_service_start(&service,
@@ -185,7 +186,6 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     signal(SIGINT, SIG_IGN);
 
 done:
-    alarm(STOP_LIMIT_S);
     if (err) LOG_ERROR("router", "%s", eb->text);
     router_service_stop(service); /* first: its handlers use what follows */
     membership_close(running);
@@ -198,8 +198,8 @@ done:
     return err ? 1 : 0;
 }
 
-static const char dtype_choices[] = "f32|float32|bf16|bfloat16|int8";
-static const char auto_dtype_choices[] = "auto|f32|float32|bf16|bfloat16|int8";
+static const char dtype_choices[] = "f32|float32|bf16|bfloat16|int8|int4";
+static const char auto_dtype_choices[] = "auto|f32|float32|bf16|bfloat16|int8|int4";
 
 int
 main(int argc, char **argv)
@@ -219,8 +219,8 @@ main(int argc, char **argv)
          "the experts' weights"},
         {"attn-dtype", NULL, FLAG_CHOICE, &o.attn_dtype, "auto", 0, 0, auto_dtype_choices, NULL,
          "attention and head weights; auto = as --dtype"},
-        {"kv-cache-dtype", NULL, FLAG_CHOICE, &o.kv_dtype, "auto", 0, 0,
-         "auto|f32|float32|bf16|bfloat16", NULL,
+        {"kv-cache-dtype", "kv-dtype", FLAG_CHOICE, &o.kv_dtype, "auto", 0, 0,
+         "auto|f32|float32|bf16|bfloat16|int8", NULL,
          "keys and values; auto = bf16, f32 for f32 weights"},
         {"exchange", NULL, FLAG_CHOICE, &o.exchange, "auto", 0, 0, "auto|shm|nng", NULL,
          "how rows travel; auto = shm for workers of this host"},
@@ -243,6 +243,10 @@ main(int argc, char **argv)
          "ms", "a worker whose heartbeats stop for so long is given up"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
+        {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,
+         "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},
+        {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
+         "say in the log, every 5 s and at the end, which share of the time each phase takes"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
         {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,

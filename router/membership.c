@@ -32,6 +32,17 @@ typedef struct worker {
     char control_url[RPC_URL_MAX];
 } worker;
 
+/* A worker that is being brought up. */
+typedef struct bring_up_call {
+    membership *m;
+    uint32_t id;
+    worker worker; /* what it was when this began, and what it then hosts */
+    rpc_client *client;
+    rpc_pending *load; /* under way */
+    errbuf eb;
+    moe_err err;
+} bring_up_call;
+
 struct membership {
     membership_config config;
     pthread_mutex_t lock; /* guards workers[].state .. control_url, ready, epoch */
@@ -44,6 +55,7 @@ struct membership {
     uint32_t *expert_worker; /* [L][E] */
     uint32_t *load_ids;      /* scratch of the control thread: [L * E] */
     worker workers[WORKER_MAX];
+    bring_up_call calls[WORKER_MAX]; /* scratch of the control thread */
 };
 
 moe_err
@@ -153,14 +165,6 @@ membership_on_heartbeat(membership *m, uint32_t id, uint64_t incarnation)
     return known;
 }
 
-/* A worker that is being brought up, as call_is_vain() looks at it. */
-typedef struct bring_up_call {
-    membership *m;
-    rpc_client *client;
-    uint32_t id;
-    uint64_t incarnation;
-} bring_up_call;
-
 /* A load takes minutes: do not wait for the answer of a worker whose heartbeats have ended or that
  * was replaced, nor when this router stops. */
 static bool
@@ -171,21 +175,13 @@ call_is_vain(void *arg)
     if (atomic_load(&m->stopping)) return true;
     pthread_mutex_lock(&m->lock);
     const worker *w = &m->workers[call->id];
-    const bool vain = w->incarnation != call->incarnation || is_silent(m, w, clock_now_ns());
+    const bool vain = w->incarnation != call->worker.incarnation || is_silent(m, w, clock_now_ns());
     pthread_mutex_unlock(&m->lock);
     return vain;
 }
 
-static moe_err
-call_worker(bring_up_call *call, unsigned method, const ProtobufCMessage *request,
-            uint32_t timeout_ms, ProtobufCMessage **response, errbuf *eb)
-{
-    return rpc_call_watched(call->client, method, request, timeout_ms, call_is_vain, call,
-                            CALL_POLL_MS, response, NULL, eb);
-}
-
-static moe_err
-send_load(bring_up_call *call, worker *result, errbuf *eb)
+static void
+begin_load(bring_up_call *call)
 {
     membership *m = call->m;
     const uint32_t id = call->id;
@@ -202,20 +198,32 @@ send_load(bring_up_call *call, worker *result, errbuf *eb)
     load.row_max = l->token_max * l->top_k;
     load.n_experts = count;
     load.experts = m->load_ids;
+    call->worker.experts_hosted = (uint32_t)count;
+    call->load =
+        rpc_call_begin(call->client, METHOD_LOAD, &load.base, m->config.load_timeout_ms, NULL);
+    if (call->load == NULL) call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
+}
+
+static void
+end_load(bring_up_call *call)
+{
+    if (call->load == NULL) return;
     ProtobufCMessage *response;
-    const moe_err err =
-        call_worker(call, METHOD_LOAD, &load.base, m->config.load_timeout_ms, &response, eb);
-    if (err) return err;
-    result->bytes_hosted = ((const Conclave__LoadReply *)(const void *)response)->bytes_hosted;
-    result->experts_hosted = (uint32_t)count;
+    while (!rpc_pending_wait(call->load, clock_now_ns() + CALL_POLL_MS * NS_PER_MS) &&
+           !call_is_vain(call)) {
+    }
+    call->err = rpc_pending_finish(call->load, &response, NULL, &call->eb);
+    call->load = NULL;
+    if (call->err) return;
+    call->worker.bytes_hosted = ((const Conclave__LoadReply *)(const void *)response)->bytes_hosted;
     rpc_response_free(response);
-    return MOE_OK;
 }
 
 static moe_err
-make_link(bring_up_call *call, const worker *w, errbuf *eb)
+make_link(bring_up_call *call, errbuf *eb)
 {
     membership *m = call->m;
+    const worker *w = &call->worker;
     const uint32_t id = call->id;
     attach_offer offer;
     moe_err err =
@@ -238,7 +246,8 @@ make_link(bring_up_call *call, const worker *w, errbuf *eb)
     request.dtype = (char *)(uintptr_t)dtype_name(offer.limits.dtype);
 
     ProtobufCMessage *response;
-    err = call_worker(call, METHOD_ATTACH, &request.base, ATTACH_TIMEOUT_MS, &response, eb);
+    err = rpc_call_watched(call->client, METHOD_ATTACH, &request.base, ATTACH_TIMEOUT_MS,
+                           call_is_vain, call, CALL_POLL_MS, &response, NULL, eb);
     if (err) return err;
     const Conclave__AttachReply *reply = (const void *)response;
     attach_answer answer = {{0}, {0}};
@@ -254,48 +263,69 @@ make_link(bring_up_call *call, const worker *w, errbuf *eb)
     return err;
 }
 
-/* Everything a registered worker needs before steps may use it.  Control thread. */
 static void
-bring_up(membership *m, uint32_t id)
+begin_bring_up(membership *m, uint32_t id)
 {
+    bring_up_call *call = &m->calls[id];
+    *call = (bring_up_call){.m = m, .id = id};
     pthread_mutex_lock(&m->lock);
-    worker copy = m->workers[id];
+    call->worker = m->workers[id];
     m->workers[id].state = LOADING;
     pthread_mutex_unlock(&m->lock);
+    call->err = rpc_client_open(&call->client,
+                                &(rpc_client_options){.url = call->worker.control_url,
+                                                      .service = &conclave__worker__descriptor,
+                                                      .message_bytes_max = LOAD_MESSAGE_BYTES},
+                                &call->eb);
+    if (!call->err) begin_load(call);
+}
 
-    errbuf eb = {{0}};
-    bring_up_call call = {.m = m, .id = id, .incarnation = copy.incarnation};
-    moe_err err = rpc_client_open(&call.client,
-                                  &(rpc_client_options){.url = copy.control_url,
-                                                        .service = &conclave__worker__descriptor,
-                                                        .message_bytes_max = LOAD_MESSAGE_BYTES},
-                                  &eb);
-    if (!err) err = send_load(&call, &copy, &eb);
+static void
+end_bring_up(membership *m, uint32_t id)
+{
+    bring_up_call *call = &m->calls[id];
+    end_load(call);
     pthread_mutex_lock(&m->links);
-    if (copy.linked) router_end_drop(m->config.router_end, id);
+    if (call->worker.linked) router_end_drop(m->config.router_end, id);
     bool linked = false;
-    if (!err) {
-        linked = true;
-        err = make_link(&call, &copy, &eb);
-        if (err) router_end_drop(m->config.router_end, id), linked = false;
+    if (!call->err) {
+        call->err = make_link(call, &call->eb);
+        linked = call->err == MOE_OK;
+        if (!linked) router_end_drop(m->config.router_end, id);
     }
     pthread_mutex_unlock(&m->links);
-    rpc_client_close(call.client);
+    rpc_client_close(call->client);
 
     pthread_mutex_lock(&m->lock);
     worker *w = &m->workers[id];
     w->linked = linked;
-    if (w->incarnation == copy.incarnation && w->state == LOADING) {
-        w->state = err ? LOST : READY; /* LOST: its next heartbeat makes it register again */
-        w->bytes_hosted = copy.bytes_hosted;
-        w->experts_hosted = copy.experts_hosted;
+    if (w->incarnation == call->worker.incarnation && w->state == LOADING) {
+        w->state = call->err ? LOST : READY; /* LOST: its next heartbeat makes it register again */
+        w->bytes_hosted = call->worker.bytes_hosted;
+        w->experts_hosted = call->worker.experts_hosted;
     }
     pthread_mutex_unlock(&m->lock);
-    if (err)
-        LOG_ERROR("membership", "worker %u could not be brought up: %s", id, eb.text);
+    if (call->err)
+        LOG_ERROR("membership", "worker %u could not be brought up: %s", id, call->eb.text);
     else
         LOG_INFO("membership", "worker ready worker=%u backend=%s experts=%u", id,
-                 copy.backend == EXCHANGE_SHM ? "shm" : "nng", copy.experts_hosted);
+                 call->worker.backend == EXCHANGE_SHM ? "shm" : "nng", call->worker.experts_hosted);
+}
+
+/* Everything that registered workers need before steps may use them; they load side by side. */
+static void
+bring_up_registered(membership *m)
+{
+    bool begun[WORKER_MAX] = {false};
+    for (uint32_t id = 0; id < m->config.worker_count && !atomic_load(&m->stopping); id++) {
+        pthread_mutex_lock(&m->lock);
+        begun[id] = m->workers[id].state == REGISTERED;
+        pthread_mutex_unlock(&m->lock);
+        if (begun[id]) begin_bring_up(m, id);
+    }
+    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+        if (begun[id]) end_bring_up(m, id);
+    }
 }
 
 /* Mark silent workers as lost; returns true if all are READY. */
@@ -332,12 +362,7 @@ membership_update(membership *m, uint32_t wait_ms)
     const uint32_t seen = atomic_load(&m->bell);
     bool all_registered;
     if (!check_workers(m, &all_registered) && all_registered) {
-        for (uint32_t id = 0; id < m->config.worker_count && !atomic_load(&m->stopping); id++) {
-            pthread_mutex_lock(&m->lock);
-            const bool fresh = m->workers[id].state == REGISTERED;
-            pthread_mutex_unlock(&m->lock);
-            if (fresh) bring_up(m, id);
-        }
+        bring_up_registered(m);
         check_workers(m, &all_registered);
     }
     if (!atomic_load(&m->stopping))

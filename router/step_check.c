@@ -15,11 +15,32 @@ check_sampling(const Conclave__Sampling *p, errbuf *eb)
         return err_set(eb, MOE_EINVAL,
                        "%zu stop tokens, %zu and %zu bias entries: too many, or uneven",
                        p->n_stop_token_ids, p->n_bias_ids, p->n_bias_values);
-    if (!isfinite(p->temperature) || !isfinite(p->top_p) || !isfinite(p->min_p) ||
-        p->num_logprobs > (int32_t)SAMPLER_TOP_MAX)
+    const double numbers[] = {
+        p->temperature,       p->top_p, p->min_p, p->presence_penalty, p->frequency_penalty,
+        p->repetition_penalty};
+    bool finite = true;
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        finite = finite && isfinite(numbers[i]);
+    }
+    for (size_t i = 0; i < p->n_bias_values; i++) {
+        finite = finite && !isnan(p->bias_values[i]); /* infinite ones forbid or force a token */
+    }
+    if (!finite || p->num_logprobs > (int32_t)SAMPLER_TOP_MAX)
         return err_set(eb, MOE_EINVAL,
                        "a sampling parameter is not finite, or num_logprobs %d is above %u",
                        p->num_logprobs, SAMPLER_TOP_MAX);
+    return MOE_OK;
+}
+
+static moe_err
+check_ids(const step_rules *rules, uint32_t slot, const char *what, const uint32_t *ids,
+          size_t count, errbuf *eb)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] >= rules->vocab_size)
+            return err_set(eb, MOE_EINVAL, "slot %u: %s id %u is not below %u", slot, what, ids[i],
+                           rules->vocab_size);
+    }
     return MOE_OK;
 }
 
@@ -39,7 +60,7 @@ check_blocks(const step_rules *rules, const slot_state *slot, const Conclave__Se
                            w->blocks[i], rules->kv_block_count);
     }
     const uint64_t covered = w->n_blocks > 0 ? w->block_start + w->n_blocks : have;
-    const uint64_t end = (uint64_t)w->start_pos + w->n_tokens;
+    const uint64_t end = (uint64_t)w->start_pos + step_work_tokens(w);
     if (end > rules->max_model_len || covered * KV_BLOCK_TOKENS < end)
         return err_set(eb, MOE_EINVAL, "slot %u: %llu blocks do not cover positions up to %llu",
                        w->slot, (unsigned long long)covered, (unsigned long long)end);
@@ -49,8 +70,12 @@ check_blocks(const step_rules *rules, const slot_state *slot, const Conclave__Se
 static moe_err
 check_work(const step_rules *rules, const slot_state *slot, const Conclave__SeqWork *w, errbuf *eb)
 {
-    if (w->token_is_last_sampled || w->n_tokens == 0)
+    if (step_work_tokens(w) == 0)
         return err_set(eb, MOE_EINVAL, "slot %u: work without tokens", w->slot);
+    if (w->token_is_last_sampled && (w->n_tokens > 0 || w->init != NULL || !slot->sampled))
+        return err_set(eb, MOE_EINVAL,
+                       "slot %u: no token was sampled that could be fed, or others are given",
+                       w->slot);
     if (w->init != NULL) {
         const moe_err err = check_sampling(w->init->sampling, eb);
         if (err) return err;
@@ -64,16 +89,43 @@ check_work(const step_rules *rules, const slot_state *slot, const Conclave__SeqW
     if (w->has_next_token && w->next_token >= rules->vocab_size)
         return err_set(eb, MOE_EINVAL, "slot %u: next_token %u is not below %u", w->slot,
                        w->next_token, rules->vocab_size);
-    for (size_t i = 0; i < w->n_tokens; i++) {
-        if (w->tokens[i] >= rules->vocab_size)
-            return err_set(eb, MOE_EINVAL, "slot %u: token id %u is not below %u", w->slot,
-                           w->tokens[i], rules->vocab_size);
-    }
+    moe_err err = check_ids(rules, w->slot, "token", w->tokens, w->n_tokens, eb);
+    if (!err && w->init != NULL)
+        err = check_ids(rules, w->slot, "cached token", w->init->cached_tokens,
+                        w->init->n_cached_tokens, eb);
+    if (err) return err;
     return check_blocks(rules, slot, w, eb);
 }
 
+bool
+step_order_overtook(const step_order *order, uint64_t client, const Conclave__StepRequest *request)
+{
+    const bool known = order->client == client;
+    if (known && request->life == order->life)
+        return !order->failed && request->step == order->step + 2;
+    return request->step == 2 && !(known && request->life < order->life);
+}
+
 moe_err
-step_check(const step_rules *rules, const slot_state *slots, bool *seen, uint64_t last_step,
+step_order_check(const step_order *order, uint64_t client, const Conclave__StepRequest *request,
+                 errbuf *eb)
+{
+    const bool known = order->client == client;
+    if (known && request->life < order->life)
+        return err_set(eb, MOE_ECLOSED, "the frontend has started over since this step");
+    const bool same_life = known && request->life == order->life;
+    if (same_life && order->failed)
+        return err_set(eb, MOE_ECLOSED, "step %llu failed, and this one counts on it",
+                       (unsigned long long)order->step);
+    const uint64_t expected = same_life ? order->step + 1 : 1;
+    if (request->step != expected)
+        return err_set(eb, MOE_EINVAL, "step %llu came where step %llu is due",
+                       (unsigned long long)request->step, (unsigned long long)expected);
+    return MOE_OK;
+}
+
+moe_err
+step_check(const step_rules *rules, const slot_state *slots, bool *seen,
            const Conclave__StepRequest *request, errbuf *eb)
 {
     if (request->n_work > rules->max_num_seqs)
@@ -81,9 +133,6 @@ step_check(const step_rules *rules, const slot_state *slots, bool *seen, uint64_
                        rules->max_num_seqs);
     if (request->router_incarnation != rules->incarnation)
         return err_set(eb, MOE_ECLOSED, "the step counts on another router's KV cache");
-    if (last_step != 0 && request->step != last_step + 1 && request->step != 1)
-        return err_set(eb, MOE_EINVAL, "step %llu does not follow step %llu",
-                       (unsigned long long)request->step, (unsigned long long)last_step);
     memset(seen, 0, rules->max_num_seqs * sizeof *seen);
     uint64_t tokens = 0;
     for (size_t i = 0; i < request->n_work; i++) {
@@ -94,7 +143,7 @@ step_check(const step_rules *rules, const slot_state *slots, bool *seen, uint64_
         seen[w->slot] = true;
         const moe_err err = check_work(rules, &slots[w->slot], w, eb);
         if (err) return err;
-        tokens += w->n_tokens;
+        tokens += step_work_tokens(w);
     }
     if (tokens > rules->max_num_batched_tokens)
         return err_set(eb, MOE_ERANGE, "%llu tokens in a step, at most %u",

@@ -11,7 +11,11 @@
 #include "router/sampler.h"
 #include "router/step_check.h"
 
-#define QUEUE_MAX 2 /* steps in flight */
+/* The frontend has two steps in flight, and two more may be left over from before it started over.
+ */
+#define QUEUE_MAX 4
+/* Two calls may overtake each other on their way: how long the later step waits for its turn. */
+#define OVERTAKEN_WAIT_MS 1000
 
 static const char stopping_text[] = "this router is stopping";
 
@@ -19,6 +23,7 @@ static const char stopping_text[] = "this router is stopping";
 typedef struct seq_slot {
     slot_state *state; /* in stepper.states */
     uint32_t prompt_len;
+    uint32_t sampled_token; /* where state->sampled */
     uint32_t *history;      /* [max_model_len]; state->known are filled */
     uint32_t *blocks;       /* [blocks_max]; state->block_count are filled */
     sampling_params params; /* its arrays point into the fields below */
@@ -39,6 +44,13 @@ typedef struct reply_store {
     uint32_t logprob_count, prompt_count;
 } reply_store;
 
+typedef struct queued_step {
+    const Conclave__StepRequest *request;
+    rpc_call *call;
+    uint64_t client; /* rpc_call_incarnation() */
+    uint64_t since_ns;
+} queued_step;
+
 struct stepper {
     stepper_config config;
     uint32_t blocks_max; /* of one sequence */
@@ -51,14 +63,11 @@ struct stepper {
     bool *slot_seen;
     reply_store reply;
     const Conclave__StepRequest *request; /* the step being run */
-    uint64_t last_step;
+    step_order order;
 
     pthread_t thread;
     pthread_mutex_t lock; /* guards queue and stats */
-    struct {
-        const Conclave__StepRequest *request;
-        rpc_call *call;
-    } queue[QUEUE_MAX];
+    queued_step queue[QUEUE_MAX];
     uint32_t queued;
     _Atomic uint32_t bell;
     _Atomic bool stopping;
@@ -106,16 +115,20 @@ static void
 apply_work(stepper *s, const Conclave__SeqWork *w, step_seq *out)
 {
     seq_slot *slot = &s->slots[w->slot];
+    const uint32_t count = step_work_tokens(w);
     if (w->init != NULL) init_slot(slot, w->init);
     if (w->n_blocks > 0) {
         memcpy(slot->blocks + w->block_start, w->blocks, w->n_blocks * sizeof(uint32_t));
         slot->state->block_count = w->block_start + (uint32_t)w->n_blocks;
     }
-    memcpy(slot->history + w->start_pos, w->tokens, w->n_tokens * sizeof(uint32_t));
-    slot->state->known = w->start_pos + (uint32_t)w->n_tokens;
+    uint32_t *tokens = slot->history + w->start_pos;
+    memcpy(tokens, w->token_is_last_sampled ? &slot->sampled_token : w->tokens,
+           count * sizeof(uint32_t));
+    slot->state->known = w->start_pos + count;
+    slot->state->sampled = false;
     *out = (step_seq){.start_pos = w->start_pos,
-                      .token_count = (uint32_t)w->n_tokens,
-                      .tokens = w->tokens,
+                      .token_count = count,
+                      .tokens = tokens,
                       .block_table = slot->blocks,
                       .want_all = w->prompt_logprobs,
                       .want_last = w->sample};
@@ -151,7 +164,7 @@ on_logits(void *user, uint32_t seq, uint32_t token_index, const float *logits)
     const Conclave__SeqWork *w = s->request->work[seq];
     seq_slot *slot = &s->slots[w->slot];
     Conclave__SeqResult *result = &s->reply.results[seq];
-    const bool last = token_index + 1 == w->n_tokens;
+    const bool last = token_index + 1 == step_work_tokens(w);
 
     if (w->prompt_logprobs && (!last || w->has_next_token)) {
         const uint32_t next = last ? w->next_token : w->tokens[token_index + 1];
@@ -165,6 +178,8 @@ on_logits(void *user, uint32_t seq, uint32_t token_index, const float *logits)
     result->sampled = 1;
     result->token = sampler_sample(s->sampler, &slot->params, logits, slot->history,
                                    slot->prompt_len, slot->state->known, slot->state->known);
+    slot->sampled_token = result->token;
+    slot->state->sampled = true;
     if (slot->num_logprobs >= 0)
         result->logprobs = report(s, logits, result->token, slot->num_logprobs);
 }
@@ -183,7 +198,7 @@ clear_reply(stepper *s, const Conclave__StepRequest *r)
 static moe_err
 run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply, errbuf *eb)
 {
-    moe_err err = step_check(&s->rules, s->states, s->slot_seen, s->last_step, r, eb);
+    moe_err err = step_check(&s->rules, s->states, s->slot_seen, r, eb);
     if (err) return err;
     expert_fleet fleet;
     if (!membership_enter(s->config.membership, &fleet)) {
@@ -196,7 +211,7 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
     uint64_t tokens = 0;
     for (size_t i = 0; i < r->n_work; i++) {
         apply_work(s, r->work[i], &s->seqs[i]);
-        tokens += r->work[i]->n_tokens;
+        tokens += s->seqs[i].token_count;
     }
     clear_reply(s, r);
     s->request = r;
@@ -210,7 +225,6 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
         err = MOE_ECLOSED;
     }
     membership_leave(s->config.membership);
-    s->last_step = r->step;
     if (err) return err;
 
     reply->step = r->step;
@@ -227,16 +241,66 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
     return MOE_OK;
 }
 
-static bool
-take(stepper *s, const Conclave__StepRequest **request, rpc_call **call)
+static void
+answer(stepper *s, const queued_step *q)
 {
+    const Conclave__StepRequest *r = q->request;
+    phases *ph = s->config.phases;
+    errbuf eb = {{0}};
+    Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
+    if (ph != NULL) phase_enter(ph, PHASE_PREPARE);
+    moe_err err = step_order_check(&s->order, q->client, r, &eb);
+    if (!err) {
+        err = run_step(s, r, &reply, &eb);
+        s->order = (step_order){
+            .client = q->client, .life = r->life, .step = r->step, .failed = err != MOE_OK};
+    }
+    if (ph != NULL) phase_enter(ph, PHASE_REPLY);
+    const uint64_t sequences = r->n_work;
+    if (err)
+        rpc_fail_err(q->call, err, &eb);
+    else
+        rpc_reply(q->call, &reply.base);
+    if (ph != NULL) phases_end_round(ph, "router", sequences);
+}
+
+/* ---- the queue ---- */
+
+/* Does a come before b? */
+static bool
+is_before(const queued_step *a, const queued_step *b)
+{
+    if (a->client != b->client) return false;
+    return a->request->life != b->request->life ? a->request->life < b->request->life
+                                                : a->request->step < b->request->step;
+}
+
+/* The step that is due next.  False if there is none, or only one that has overtaken another:
+ * *until_ns then says how long to wait for that. */
+static bool
+take(stepper *s, queued_step *out, uint64_t *until_ns)
+{
+    *until_ns = 0;
     pthread_mutex_lock(&s->lock);
-    const bool any = s->queued > 0;
+    bool any = s->queued > 0;
     if (any) {
-        *request = s->queue[0].request;
-        *call = s->queue[0].call;
-        s->queued--;
-        memmove(s->queue, s->queue + 1, s->queued * sizeof s->queue[0]);
+        uint32_t at = 0;
+        for (uint32_t i = 1; i < s->queued; i++) {
+            if (is_before(&s->queue[i], &s->queue[at])) at = i;
+        }
+        const queued_step *q = &s->queue[at];
+        /* With another one behind it, it is left over from before the frontend started over. */
+        const bool overtook = s->queued == 1 &&
+                              q->request->router_incarnation == s->config.incarnation &&
+                              step_order_overtook(&s->order, q->client, q->request);
+        if (overtook) *until_ns = q->since_ns + OVERTAKEN_WAIT_MS * NS_PER_MS;
+        if (overtook && clock_now_ns() < *until_ns) {
+            any = false;
+        } else {
+            *out = *q;
+            s->queued--;
+            memmove(s->queue + at, s->queue + at + 1, (s->queued - at) * sizeof s->queue[0]);
+        }
     }
     pthread_mutex_unlock(&s->lock);
     return any;
@@ -246,24 +310,19 @@ static void *
 step_main(void *arg)
 {
     stepper *s = arg;
-    const Conclave__StepRequest *request;
-    rpc_call *call;
     while (!atomic_load(&s->stopping)) {
         const uint32_t seen = atomic_load(&s->bell);
-        while (!atomic_load(&s->stopping) && take(s, &request, &call)) {
-            errbuf eb = {{0}};
-            Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
-            const moe_err err = run_step(s, request, &reply, &eb);
-            if (err)
-                rpc_fail_err(call, err, &eb);
-            else
-                rpc_reply(call, &reply.base);
+        queued_step next;
+        uint64_t until_ns = 0;
+        while (!atomic_load(&s->stopping) && take(s, &next, &until_ns)) {
+            answer(s, &next);
         }
-        if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, 0);
+        if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, until_ns);
     }
-    while (take(s, &request, &call)) {
-        rpc_fail(call, RPC_UNAVAILABLE, "%s", stopping_text);
+    for (uint32_t i = 0; i < s->queued; i++) { /* submit() adds no more */
+        rpc_fail(s->queue[i].call, RPC_UNAVAILABLE, "%s", stopping_text);
     }
+    if (s->config.phases != NULL) phases_report(s->config.phases, "router");
     return NULL;
 }
 
@@ -348,7 +407,9 @@ void
 stepper_stop(stepper *s)
 {
     if (s == NULL) return;
+    pthread_mutex_lock(&s->lock); /* so that no submit slips in after the thread's last look */
     atomic_store(&s->stopping, true);
+    pthread_mutex_unlock(&s->lock);
     futex_bump(&s->bell);
     pthread_join(s->thread, NULL);
     release(s);
@@ -358,19 +419,20 @@ void
 stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call)
 {
     pthread_mutex_lock(&s->lock);
-    const bool ending = atomic_load(&s->stopping);
-    const bool room = s->queued < QUEUE_MAX && !ending;
+    const bool stopping = atomic_load(&s->stopping), room = s->queued < QUEUE_MAX && !stopping;
     if (room) {
-        s->queue[s->queued].request = request;
-        s->queue[s->queued++].call = call;
+        s->queue[s->queued++] = (queued_step){.request = request,
+                                              .call = call,
+                                              .client = rpc_call_incarnation(call),
+                                              .since_ns = clock_now_ns()};
     }
     pthread_mutex_unlock(&s->lock);
     if (room)
         futex_bump(&s->bell);
-    else if (ending)
+    else if (stopping)
         rpc_fail(call, RPC_UNAVAILABLE, "%s", stopping_text);
     else
-        rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d steps are in flight already", QUEUE_MAX);
+        rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d steps wait already", QUEUE_MAX);
 }
 
 void

@@ -26,6 +26,7 @@ typedef struct stepper_config {
     uint32_t layer_timeout_ms; /* longest wait for one layer's results; a worker that is dead is
                                   found sooner */
     uint64_t incarnation;      /* of this router */
+    phases *phases;            /* as the transformer's; NULL = none */
 } stepper_config;
 
 typedef struct stepper_stats {
@@ -35,7 +36,9 @@ typedef struct stepper_stats {
 moe_err stepper_start(stepper **out, const stepper_config *config, errbuf *eb);
 void stepper_stop(stepper *s); /* pending calls fail as unavailable; accepts NULL */
 
-/* Queue a call of Router.Step; it is answered from the step thread.  At most two wait. */
+/* Queue a call of Router.Step; it is answered from the step thread, in the order of lives and
+ * steps.  Two steps may be in flight: the second runs right after the first, on the tokens that one
+ * sampled. */
 void stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call);
 
 void stepper_get_stats(stepper *s, stepper_stats *out);

@@ -51,6 +51,9 @@ struct transformer {
     float *scratch; /* [threads][scratch_stride] attention's */
     size_t hidden_stride, act_stride, gate_stride, logits_stride, scratch_stride;
 
+    phases off; /* where none are asked for */
+    phases *phases;
+
     micro_batch batches[MICRO_BATCH_MAX];
     uint32_t batch_count;
     uint64_t *expert_tokens; /* [L * E] */
@@ -70,6 +73,11 @@ struct transformer {
         void *norm_rows; /* the exchange's token rows */
     } job;
 };
+
+const char *const step_phase_names[STEP_PHASES] = {
+    "idle",      "prepare", "embed",   "norm",     "qkv",  "rope_store",
+    "attention", "pack",    "project", "ffn_norm", "gate", "dispatch",
+    "wait",      "combine", "head",    "sample",   "reply"};
 
 static void *
 array(size_t count, size_t bytes)
@@ -118,8 +126,7 @@ allocate(transformer *tf, errbuf *eb)
     tf->act_stride = act_h > act_q ? act_h : act_q;
     tf->gate_stride = round_up_u32(c->num_experts, TILE_N);
     tf->logits_stride = round_up_u32(c->vocab_size, TILE_N);
-    tf->scratch_stride =
-        round_up_u32((uint32_t)attn_scratch_floats(c->num_heads, c->num_kv_heads, c->head_dim), 16);
+    tf->scratch_stride = round_up_u32((uint32_t)attn_scratch_floats(c->head_dim), 16);
 
     tf->kv_block_stride = kv_block_bytes(tf->limits.kv_dtype, c->num_kv_heads, c->head_dim);
     tf->kv_bytes = tf->kv_block_stride * tf->limits.kv_block_count * c->num_layers;
@@ -172,6 +179,8 @@ transformer_create(transformer **out, const checkpoint *c, const kernel_table *k
     if (tf == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     tf->config = *checkpoint_config(c);
     tf->limits = *config;
+    phases_init(&tf->off, step_phase_names, STEP_PHASES, false);
+    tf->phases = config->phases != NULL ? config->phases : &tf->off;
     tf->kernels = kernels;
     tf->pool = p;
     moe_err err =
@@ -449,10 +458,13 @@ attend(transformer *tf, micro_batch *mb, uint32_t layer)
 
     tf->job.layer = layer;
     tf->job.norm_weight = w->attn_norm;
+    phase_enter(tf->phases, PHASE_NORM);
     run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
+    phase_enter(tf->phases, PHASE_QKV);
     multiply(tf, tf->limits.attn_dtype, w->qkv, tf->weights.qkv_width, h,
              tf->act + mb->first * tf->act_stride, tf->act_stride, mb->count,
              tf->qkv + (size_t)mb->first * tf->weights.qkv_width, tf->weights.qkv_width);
+    phase_enter(tf->phases, PHASE_ROPE_STORE);
     run_rows(tf, rope_store_item, mb->first, mb->count, 4u * tf->weights.qkv_width);
 
     if (layer + 1 == c->num_layers) mb->count = keep_wanted(tf, mb);
@@ -460,11 +472,14 @@ attend(transformer *tf, micro_batch *mb, uint32_t layer)
     for (uint32_t t = mb->first; t < mb->first + mb->count; t++) {
         context += tf->row_pos[t] + 1;
     }
+    phase_enter(tf->phases, PHASE_ATTENTION);
     tf->job.first = mb->first;
     tf->job.count = mb->count;
     run_items(tf, attention_item, (mb->count + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM * c->num_kv_heads,
               2 * context * q_width);
+    phase_enter(tf->phases, PHASE_PACK);
     run_rows(tf, pack_attn_item, mb->first, mb->count, 4u * q_width);
+    phase_enter(tf->phases, PHASE_PROJECT);
     multiply(tf, tf->limits.attn_dtype, w->o, h, q_width, tf->act + mb->first * tf->act_stride,
              tf->act_stride, mb->count, tf->proj + mb->first * tf->hidden_stride,
              tf->hidden_stride);
@@ -481,12 +496,15 @@ gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32
 
     tf->job.norm_weight = w->ffn_norm;
     tf->job.norm_rows = router_end_rows(fleet->exchange, m);
+    phase_enter(tf->phases, PHASE_FFN_NORM);
     run_rows(tf, ffn_norm_item, mb->first, mb->count, 8u * c->hidden_size);
+    phase_enter(tf->phases, PHASE_GATE);
     multiply(tf, DTYPE_F32, w->gate, c->num_experts, c->hidden_size,
              tf->normed + mb->first * tf->hidden_stride, tf->hidden_stride * sizeof(float),
              mb->count, tf->gate_logits + mb->first * tf->gate_stride, tf->gate_stride);
     run_rows(tf, gate_item, mb->first, mb->count, 16u * c->num_experts);
 
+    phase_enter(tf->phases, PHASE_DISPATCH);
     const size_t first = (size_t)mb->first * c->top_k;
     moe_err err = dispatch_plan_build(
         mb->plan, fleet->mode,
@@ -588,12 +606,14 @@ combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer, 
 {
     micro_batch *mb = &tf->batches[m];
     if (mb->count == 0) return MOE_OK;
+    phase_enter(tf->phases, PHASE_WAIT);
     const uint64_t start = clock_now_ns();
     const moe_err err =
         router_end_wait(fleet->exchange, m, start + fleet->timeout_ms * NS_PER_MS, lost, eb);
     times->expert_wait_ns += clock_now_ns() - start;
     if (err) return err_wrap(eb, err, "worker %u, layer %u", *lost, layer);
 
+    phase_enter(tf->phases, PHASE_COMBINE);
     tf->job.micro_batch = m;
     tf->job.fleet = fleet;
     run_rows(tf, fleet->mode == WIRE_EP ? combine_ep_item : combine_tp_item, mb->first, mb->count,
@@ -654,11 +674,13 @@ compute_logits(transformer *tf, const step_seq *seqs, logits_fn *on_logits, void
         tf->job.norm_weight = tf->weights.final_norm;
         run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
         for (uint32_t done = 0; done < mb->count; done += HEAD_ROWS) {
+            phase_enter(tf->phases, PHASE_HEAD);
             const uint32_t first = mb->first + done;
             const uint32_t n = mb->count - done < HEAD_ROWS ? mb->count - done : HEAD_ROWS;
             multiply(tf, tf->limits.attn_dtype, tf->weights.head, tf->config.vocab_size, h,
                      tf->act + first * tf->act_stride, tf->act_stride, n, tf->logits,
                      tf->logits_stride);
+            phase_enter(tf->phases, PHASE_SAMPLE);
             for (uint32_t i = 0; i < n; i++) {
                 const uint32_t s = tf->row_seq[first + i];
                 on_logits(user, s, tf->row_pos[first + i] - seqs[s].start_pos,
@@ -691,6 +713,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
     if (count > tf->limits.seq_max)
         return err_set(eb, MOE_ERANGE, "%u sequences in a step, at most %u", count,
                        tf->limits.seq_max);
+    phase_enter(tf->phases, PHASE_EMBED);
     tf->job.seqs = seqs;
     tf->job.probe = probe;
     moe_err err = lay_out_rows(tf, seqs, count, &rows, eb);

@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/phases.h"
 #include "common/pool.h"
 #include "exchange/router_end.h"
 #include "kernels/table.h"
@@ -32,14 +33,38 @@ typedef struct transformer transformer;
 typedef struct transformer_config {
     moe_dtype attn_dtype;
     moe_dtype expert_dtype;
-    moe_dtype kv_dtype; /* DTYPE_F32 or DTYPE_BF16 */
+    moe_dtype kv_dtype; /* DTYPE_F32, DTYPE_BF16 or DTYPE_INT8 */
     uint32_t token_max; /* tokens of one step */
     uint32_t seq_max;
     uint32_t max_model_len;
     uint32_t kv_block_count;
     uint32_t micro_batches;    /* 1 .. MICRO_BATCH_MAX */
+    phases *phases;            /* the step thread's (STEP_PHASES); borrowed; NULL = none */
     weight_cache packed_cache; /* of attention and head weights; a NULL folder: none */
 } transformer_config;
+
+/* What a step's time goes to. */
+enum {
+    PHASE_IDLE,
+    PHASE_PREPARE,
+    PHASE_EMBED,
+    PHASE_NORM,
+    PHASE_QKV,
+    PHASE_ROPE_STORE,
+    PHASE_ATTENTION,
+    PHASE_PACK,
+    PHASE_PROJECT,
+    PHASE_FFN_NORM,
+    PHASE_GATE,
+    PHASE_DISPATCH,
+    PHASE_WAIT,
+    PHASE_COMBINE,
+    PHASE_HEAD,
+    PHASE_SAMPLE,
+    PHASE_REPLY,
+    STEP_PHASES
+};
+extern const char *const step_phase_names[STEP_PHASES];
 
 /* Where the experts are, and how to reach them; fixed during a step. */
 typedef struct expert_fleet {

@@ -36,8 +36,12 @@ typedef struct cell_work {
     uint32_t start_pos;
     const uint32_t *tokens; /* [count] */
     uint32_t count;
-    bool sample; /* the next token, greedily */
+    bool
+        last_sampled; /* the one token is what the slot sampled in the step before; not in tokens */
+    bool sample;      /* the next token, greedily */
 } cell_work;
+
+#define CELL_STEPS 2 /* in flight, as the frontend has them */
 
 typedef struct cell_times {
     uint64_t step_ns;        /* in the router */
@@ -52,8 +56,9 @@ extern const bool cell_is_local;
 moe_err cell_open(cell **out, const cell_options *options, errbuf *eb);
 void cell_close(cell *c); /* accepts NULL */
 
-/* sampled [count]: the token of each work that asked for one. */
-moe_err cell_step(cell *c, const cell_work *work, uint32_t count, uint32_t *sampled,
-                  cell_times *times, errbuf *eb);
+/* Ask for a step, at most CELL_STEPS ahead of their ends; work is read before this returns. */
+moe_err cell_begin(cell *c, const cell_work *work, uint32_t count, errbuf *eb);
+/* Wait for the oldest one.  sampled [count]: the token of each work that asked for one. */
+moe_err cell_end(cell *c, uint32_t *sampled, cell_times *times, errbuf *eb);
 
 #endif

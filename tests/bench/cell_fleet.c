@@ -40,6 +40,8 @@ struct cell {
     uint32_t process_count;
     rpc_client *router;
     uint64_t incarnation, step;
+    rpc_pending *calls[CELL_STEPS]; /* a ring */
+    uint32_t call_counts[CELL_STEPS], first_call, call_count;
     uint32_t *blocks; /* [seq_max * blocks_per_seq] 0, 1, 2, ... */
     Conclave__SeqWork *work;
     Conclave__SeqWork **pointers;
@@ -273,7 +275,8 @@ fill_work(cell *c, uint32_t i, const cell_work *w)
     conclave__seq_work__init(out);
     out->slot = w->slot;
     out->start_pos = w->start_pos;
-    out->n_tokens = w->count;
+    out->token_is_last_sampled = w->last_sampled;
+    out->n_tokens = w->last_sampled ? 0 : w->count;
     out->tokens = (uint32_t *)(uintptr_t)w->tokens;
     out->sample = w->sample;
     if (w->first) fill_init(c, i, w);
@@ -281,8 +284,7 @@ fill_work(cell *c, uint32_t i, const cell_work *w)
 }
 
 moe_err
-cell_step(cell *c, const cell_work *work, uint32_t count, uint32_t *sampled, cell_times *times,
-          errbuf *eb)
+cell_begin(cell *c, const cell_work *work, uint32_t count, errbuf *eb)
 {
     Conclave__StepRequest request = CONCLAVE__STEP_REQUEST__INIT;
     request.step = ++c->step;
@@ -291,9 +293,24 @@ cell_step(cell *c, const cell_work *work, uint32_t count, uint32_t *sampled, cel
     request.work = c->pointers;
     for (uint32_t i = 0; i < count; i++)
         fill_work(c, i, &work[i]);
+    const uint32_t at = (c->first_call + c->call_count) % CELL_STEPS;
+    c->call_counts[at] = count;
+    c->calls[at] = rpc_call_begin(c->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, NULL);
+    if (c->calls[at] == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    c->call_count++;
+    return MOE_OK;
+}
+
+moe_err
+cell_end(cell *c, uint32_t *sampled, cell_times *times, errbuf *eb)
+{
     ProtobufCMessage *response;
-    moe_err err =
-        rpc_call_sync(c->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, &response, NULL, eb);
+    const uint32_t count = c->call_counts[c->first_call];
+    rpc_pending *call = c->calls[c->first_call];
+    c->first_call = (c->first_call + 1) % CELL_STEPS;
+    c->call_count--;
+    rpc_pending_wait(call, 0);
+    moe_err err = rpc_pending_finish(call, &response, NULL, eb);
     if (err) return with_log(c, "router-0", err, eb);
     const Conclave__StepReply *reply = (const void *)response;
     if (reply->n_results != count)

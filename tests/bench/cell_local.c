@@ -10,6 +10,14 @@
 
 const bool cell_is_local = true;
 
+/* A step that was run when it was begun. */
+typedef struct done_step {
+    uint32_t *sampled; /* [seq_max] */
+    uint32_t count;
+    cell_times times;
+    moe_err err;
+} done_step;
+
 struct cell {
     cell_options options;
     checkpoint *checkpoint;
@@ -24,6 +32,9 @@ struct cell {
     uint32_t *blocks;        /* [seq_max * blocks_per_seq] 0, 1, 2, ... */
     step_seq *seqs;          /* [seq_max] */
     uint64_t step;
+    uint32_t *last;             /* [seq_max] what each slot sampled last */
+    done_step done[CELL_STEPS]; /* a ring */
+    uint32_t first_done, done_count;
     /* Of the step being run. */
     uint32_t *sampled;
     const cell_work *work;
@@ -76,7 +87,13 @@ allocate(cell *c, errbuf *eb)
     const uint32_t blocks = c->options.blocks_per_seq * c->options.seq_max;
     c->blocks = malloc(blocks * sizeof *c->blocks);
     c->seqs = calloc(c->options.seq_max, sizeof *c->seqs);
-    if (c->blocks == NULL || c->seqs == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    c->last = calloc(c->options.seq_max, sizeof *c->last);
+    bool whole = c->blocks != NULL && c->seqs != NULL && c->last != NULL;
+    for (uint32_t i = 0; i < CELL_STEPS; i++) {
+        c->done[i].sampled = calloc(c->options.seq_max, sizeof *c->done[i].sampled);
+        whole = whole && c->done[i].sampled != NULL;
+    }
+    if (!whole) return err_set(eb, MOE_ENOMEM, "out of memory");
     for (uint32_t i = 0; i < blocks; i++)
         c->blocks[i] = i;
     const uint32_t vocab = checkpoint_config(c->checkpoint)->vocab_size;
@@ -131,6 +148,9 @@ cell_close(cell *c)
     free(c->expert_worker);
     free(c->blocks);
     free(c->seqs);
+    free(c->last);
+    for (uint32_t i = 0; i < CELL_STEPS; i++)
+        free(c->done[i].sampled);
     free(c);
 }
 
@@ -147,8 +167,7 @@ on_logits(void *user, uint32_t seq, uint32_t token_index, const float *logits)
 }
 
 moe_err
-cell_step(cell *c, const cell_work *work, uint32_t count, uint32_t *sampled, cell_times *times,
-          errbuf *eb)
+cell_begin(cell *c, const cell_work *work, uint32_t count, errbuf *eb)
 {
     const expert_fleet fleet = {.exchange = c->exchange,
                                 .mode = WIRE_EP,
@@ -156,21 +175,37 @@ cell_step(cell *c, const cell_work *work, uint32_t count, uint32_t *sampled, cel
                                 .expert_worker = c->expert_worker,
                                 .epoch = 1,
                                 .timeout_ms = 600000};
+    done_step *d = &c->done[(c->first_done + c->done_count++) % CELL_STEPS];
     for (uint32_t i = 0; i < count; i++) {
         c->seqs[i] =
             (step_seq){.start_pos = work[i].start_pos,
                        .token_count = work[i].count,
-                       .tokens = work[i].tokens,
+                       .tokens = work[i].last_sampled ? &c->last[work[i].slot] : work[i].tokens,
                        .block_table = c->blocks + (size_t)work[i].slot * c->options.blocks_per_seq,
                        .want_last = work[i].sample};
     }
     c->work = work;
-    c->sampled = sampled;
+    c->sampled = d->sampled;
+    d->count = count;
     step_times st;
     uint32_t lost;
     const uint64_t start = clock_now_ns();
-    const moe_err err = transformer_step(c->transformer, &fleet, ++c->step, c->seqs, count,
-                                         on_logits, c, NULL, &st, &lost, eb);
-    *times = (cell_times){clock_now_ns() - start, st.expert_wait_ns};
-    return err;
+    d->err = transformer_step(c->transformer, &fleet, ++c->step, c->seqs, count, on_logits, c, NULL,
+                              &st, &lost, eb);
+    d->times = (cell_times){clock_now_ns() - start, st.expert_wait_ns};
+    for (uint32_t i = 0; i < count; i++)
+        c->last[work[i].slot] = d->sampled[i];
+    return d->err;
+}
+
+moe_err
+cell_end(cell *c, uint32_t *sampled, cell_times *times, errbuf *eb)
+{
+    (void)eb;
+    const done_step *d = &c->done[c->first_done];
+    c->first_done = (c->first_done + 1) % CELL_STEPS;
+    c->done_count--;
+    memcpy(sampled, d->sampled, d->count * sizeof *sampled);
+    *times = d->times;
+    return d->err;
 }

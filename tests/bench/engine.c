@@ -79,14 +79,14 @@ note_tokens(track *t, const uint32_t *sampled, uint32_t count)
         t->hash = (t->hash ^ sampled[i]) * FNV_PRIME;
 }
 
+/* The oldest step's end; since_ns: when the one before it ended, or it began. */
 static moe_err
-step(engine_bench *b, uint32_t count, track *t, bool counted, errbuf *eb)
+end_step(engine_bench *b, uint32_t count, uint64_t since_ns, track *t, bool counted, errbuf *eb)
 {
     cell_times times;
     if (process_interrupted()) return err_set(eb, MOE_ECLOSED, "interrupted");
-    const uint64_t start = clock_now_ns();
-    const moe_err err = cell_step(b->cell, b->work, count, b->sampled, &times, eb);
-    const uint64_t ns = clock_now_ns() - start;
+    const moe_err err = cell_end(b->cell, b->sampled, &times, eb);
+    const uint64_t ns = clock_now_ns() - since_ns;
     if (err || t == NULL) return err;
     note_tokens(t, b->sampled, count);
     if (!counted) return MOE_OK;
@@ -95,6 +95,14 @@ step(engine_bench *b, uint32_t count, track *t, bool counted, errbuf *eb)
     t->wait_ns += times.expert_wait_ns;
     samples_add(&t->steps, (double)ns / 1e6);
     return MOE_OK;
+}
+
+static moe_err
+step(engine_bench *b, uint32_t count, track *t, errbuf *eb)
+{
+    const uint64_t start = clock_now_ns();
+    const moe_err err = cell_begin(b->cell, b->work, count, eb);
+    return err ? err : end_step(b, count, start, t, true, eb);
 }
 
 /* Fresh random tokens for `count` sequences, as many as a sequence can have. */
@@ -129,7 +137,7 @@ feed_prompts(engine_bench *b, uint32_t count, uint32_t prompt, track *t, errbuf 
             at = 0;
             seq++;
         }
-        const moe_err err = step(b, n, t, true, eb);
+        const moe_err err = step(b, n, t, eb);
         if (err) return err;
     }
     return MOE_OK;
@@ -155,21 +163,35 @@ measure_prefill(engine_bench *b, track *t, errbuf *eb)
 }
 
 static moe_err
+begin_decode(engine_bench *b, uint32_t batch, uint32_t pos, errbuf *eb)
+{
+    for (uint32_t i = 0; i < batch; i++) {
+        b->work[i] = (cell_work){.slot = i,
+                                 .start_pos = pos,
+                                 .tokens = tokens_of(b, i) + pos,
+                                 .count = 1,
+                                 .last_sampled = b->o->feed_sampled,
+                                 .sample = true};
+    }
+    return cell_begin(b->cell, b->work, batch, eb);
+}
+
+/* As the frontend does, one step runs ahead of the answers. */
+static moe_err
 measure_decode(engine_bench *b, uint32_t batch, uint32_t prompt, uint32_t decode, track *t,
                errbuf *eb)
 {
+    const uint32_t steps = decode + WARM_STEPS;
     draw_tokens(b, batch);
     moe_err err = feed_prompts(b, batch, prompt, NULL, eb);
-    uint64_t wall = 0;
-    for (uint32_t s = 0; s < decode + WARM_STEPS && !err; s++) {
-        for (uint32_t i = 0; i < batch; i++) {
-            uint32_t *token = tokens_of(b, i) + prompt + s;
-            if (b->o->feed_sampled) *token = b->sampled[i];
-            b->work[i] = (cell_work){
-                .slot = i, .start_pos = prompt + s, .tokens = token, .count = 1, .sample = true};
-        }
+    uint64_t wall = 0, since = clock_now_ns();
+    if (!err) err = begin_decode(b, batch, prompt, eb);
+    for (uint32_t s = 0; s < steps && !err; s++) {
+        if (s + 1 < steps) err = begin_decode(b, batch, prompt + s + 1, eb);
+        if (err) break;
         const uint64_t before = t->wall_ns;
-        err = step(b, batch, t, s >= WARM_STEPS, eb);
+        err = end_step(b, batch, since, t, s >= WARM_STEPS, eb);
+        since = clock_now_ns();
         wall += t->wall_ns - before;
     }
     if (!err) end_repeat(t, (double)batch * decode / ((double)wall / 1e9));

@@ -48,6 +48,10 @@ fill_cache(moe_dtype dtype, char *memory, size_t bytes)
             ((float *)(void *)memory)[i] = bench_float(i);
         return;
     }
+    if (dtype == DTYPE_INT8) {
+        memset(memory, 0x3c, bytes); /* bytes of 60, and scales of 0.0115 */
+        return;
+    }
     for (size_t i = 0; i < bytes / 2; i++)
         ((uint16_t *)(void *)memory)[i] = bf16_from_float(bench_float(i));
 }
@@ -81,8 +85,7 @@ with_context(kernels_bench *b, moe_dtype dtype, uint32_t context)
     const size_t block = kv_block_bytes(dtype, KV_HEADS, HEAD_DIM);
     attention_bench a = {.pool = b->pool, .fn = b->table->attention};
     a.blocks_each = (context + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
-    a.scratch_floats =
-        round_up_u32((uint32_t)attn_scratch_floats(HEADS, KV_HEADS, HEAD_DIM), TILE_N);
+    a.scratch_floats = round_up_u32((uint32_t)attn_scratch_floats(HEAD_DIM), TILE_N);
     const size_t seq_bytes = a.blocks_each * block;
     const size_t bytes = machine_beyond_cache(&b->m, seq_bytes) + seq_bytes;
     a.sequences = (uint32_t)(bytes / seq_bytes);
@@ -126,7 +129,7 @@ kernels_attention(kernels_bench *b)
 {
     if (b->below != NULL && b->table->attention == b->below->attention) return MOE_OK;
     moe_err err = MOE_OK;
-    for (uint32_t d = DTYPE_F32; d <= DTYPE_BF16 && !err; d++) {
+    for (uint32_t d = DTYPE_F32; d <= DTYPE_INT8 && !err; d++) {
         if (!b->dtypes[d]) continue;
         for (uint32_t c = 0; c < b->context_count && !err; c++) {
             if (b->level->flags == 0 && !b->named && c > 0) continue;

@@ -10,19 +10,7 @@
 
 #include "common/clock.h"
 #include "common/hash.h"
-
-#if defined(__SANITIZE_THREAD__)
-/* nng counts references to its connections with atomics that ThreadSanitizer can't see (the library
- * is not instrumented), so it takes the last owner's pthread_mutex_destroy() for a race.  Nothing
- * else of nng's is left out: races on our buffers and places are still found. */
-const char *__tsan_default_suppressions(void);
-
-const char *
-__tsan_default_suppressions(void)
-{
-    return "race:pthread_mutex_destroy\n";
-}
-#endif
+#include "tests/support/tsan_nng.h"
 
 #define VIEW_MAX 3 /* small, so that a full take is seen too */
 #define WAIT_LIMIT_NS (60 * NS_PER_S)

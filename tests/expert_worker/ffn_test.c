@@ -187,7 +187,8 @@ run(const expert_store *store, const kernel_table *k, pool *p, const dispatch_vi
     ffn_free(f);
 }
 
-/* One row by the reference kernels alone. */
+/* One row by the reference kernels alone; bf16 products round as their tier does, so there the
+ * tier's own kernels take it, a single row on one thread. */
 static void
 expected_row(const expert_store *store, moe_dtype dtype, uint32_t layer, uint32_t expert,
              const char *row, float *out)
@@ -195,6 +196,7 @@ expected_row(const expert_store *store, moe_dtype dtype, uint32_t layer, uint32_
     const expert_layout *l = expert_store_layout(store);
     const uint32_t width = l->width_end - l->width_begin;
     const char *slot = expert_store_slot(store, layer, expert);
+    const kernel_table *alone = dtype == DTYPE_BF16 ? &kernels : &reference;
     float *hidden = aligned_alloc(64, pad_k(width) * sizeof(float));
     char *act = aligned_alloc(64, act_row_bytes(dtype, width));
     memset(hidden, 0, pad_k(width) * sizeof(float));
@@ -206,7 +208,7 @@ expected_row(const expert_store *store, moe_dtype dtype, uint32_t layer, uint32_
                           .m = 1,
                           .out = hidden,
                           .out_stride = pad_k(width)};
-    reference.gemm_silu[dtype](&up);
+    alone->gemm_silu[dtype](&up);
     reference.act_pack(dtype, hidden, width, act);
     const gemm_args down = {.w = slot + l->gate_up_bytes,
                             .k = width,
@@ -216,7 +218,7 @@ expected_row(const expert_store *store, moe_dtype dtype, uint32_t layer, uint32_
                             .m = 1,
                             .out = out,
                             .out_stride = round_up_u32(l->hidden, TILE_N)};
-    reference.gemm[dtype](&down);
+    alone->gemm[dtype](&down);
     free(hidden);
     free(act);
 }

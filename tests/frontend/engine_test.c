@@ -14,28 +14,7 @@
 #include "common/strbuf.h"
 #include "frontend/engine_start.h"
 #include "tests/frontend/fake_router.h"
-
-#if defined(__SANITIZE_THREAD__)
-/* As in the exchange's tests: nng, which is not instrumented, counts references out of sight. */
-const char *__tsan_default_suppressions(void);
-
-const char *
-__tsan_default_suppressions(void)
-{
-    return "race:pthread_mutex_destroy\n";
-}
-#endif
-
-#if defined(__SANITIZE_ADDRESS__)
-/* nng 1.5 loses a connection that comes up while its socket is being closed. */
-const char *__lsan_default_suppressions(void);
-
-const char *
-__lsan_default_suppressions(void)
-{
-    return "leak:libnng.so\n";
-}
-#endif
+#include "tests/support/tsan_nng.h"
 
 #define WAIT_NS (60 * NS_PER_S)
 #define EOS 3u
@@ -313,9 +292,11 @@ Test(engine, prompt_logprobs_come_once_whatever_is_computed_again)
         c[i].params->num_logprobs = i % 2 ? 2 : 0;
         c[i].params->ignore_eos = true;
     }
+    fake_router_hold(&router); /* until all are there: a fast router could serve one by one */
     for (uint32_t i = 0; i < 4; i++) {
         cr_assert_eq(client_submit(&c[i]), MOE_OK, "%s", eb.text);
     }
+    fake_router_release(&router);
     for (uint32_t i = 0; i < 4; i++) {
         client_expect(&c[i], FINISH_LENGTH);
         cr_expect_eq(c[i].prompt_logprobs, c[i].prompt_len - 1);

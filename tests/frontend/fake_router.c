@@ -32,8 +32,11 @@ refuse(fake_router *r, const char *why)
 static bool
 apply(fake_router *r, const Conclave__SeqWork *w)
 {
-    if (w->slot >= r->max_num_seqs || w->n_tokens == 0) return refuse(r, "slot or tokens");
+    const uint32_t count = step_work_tokens(w);
+    if (w->slot >= r->max_num_seqs || count == 0) return refuse(r, "slot or tokens");
     fake_slot *slot = &r->slots[w->slot];
+    if (w->token_is_last_sampled && (w->init != NULL || w->n_tokens > 0 || !slot->sampled))
+        return refuse(r, "no sampled token to feed");
     if (w->init != NULL) {
         if (w->init->n_cached_tokens != w->start_pos) return refuse(r, "cached tokens");
         *slot = (fake_slot){
@@ -47,11 +50,13 @@ apply(fake_router *r, const Conclave__SeqWork *w)
         if (w->block_start > slot->block_count) return refuse(r, "block_start");
         slot->block_count = w->block_start + (uint32_t)w->n_blocks;
     }
-    if (slot->known + w->n_tokens > slot->block_count * BLOCK_TOKENS ||
-        slot->known + w->n_tokens > r->max_model_len)
+    if (slot->known + count > slot->block_count * BLOCK_TOKENS ||
+        slot->known + count > r->max_model_len)
         return refuse(r, "blocks");
-    memcpy(slot->history + slot->known, w->tokens, w->n_tokens * sizeof(uint32_t));
-    slot->known += (uint32_t)w->n_tokens;
+    memcpy(slot->history + slot->known, w->token_is_last_sampled ? &slot->last_sampled : w->tokens,
+           count * sizeof(uint32_t));
+    slot->known += count;
+    slot->sampled = false;
     return true;
 }
 
@@ -85,7 +90,7 @@ logprobs_of(answer *a, uint32_t token, uint32_t position, int32_t top)
 static void
 compute(fake_router *r, const Conclave__SeqWork *w, answer *a, Conclave__SeqResult *out)
 {
-    const fake_slot *slot = &r->slots[w->slot];
+    fake_slot *slot = &r->slots[w->slot];
     conclave__seq_result__init(out);
     out->slot = w->slot;
     for (uint32_t i = 0; w->prompt_logprobs && i < w->n_tokens; i++) {
@@ -97,7 +102,8 @@ compute(fake_router *r, const Conclave__SeqWork *w, answer *a, Conclave__SeqResu
     }
     if (!w->sample) return;
     out->sampled = true;
-    out->token = fake_router_next(slot->history, slot->known);
+    out->token = slot->last_sampled = fake_router_next(slot->history, slot->known);
+    slot->sampled = true;
     if (slot->num_logprobs >= 0)
         out->logprobs = logprobs_of(a, out->token, slot->known, slot->num_logprobs);
 }
@@ -119,39 +125,85 @@ spoil(answer *a, fake_spoil how)
     }
 }
 
+/* Answer one step; with the lock held. */
 static void
-run(fake_router *r, const Conclave__StepRequest *q, rpc_call *call)
+run(fake_router *r, fake_step step)
 {
-    static _Thread_local answer a;
+    static answer a; /* guarded by the lock */
+    const Conclave__StepRequest *q = step.request;
     a = (answer){.reply = CONCLAVE__STEP_REPLY__INIT, .top = {1, 2}};
-    pthread_mutex_lock(&r->lock);
-    bool good = true;
+    errbuf eb = {{0}};
+    moe_err turn = step_order_check(&r->order, rpc_call_incarnation(step.call), q, &eb);
+    if (turn == MOE_ECLOSED || q->router_incarnation != r->incarnation) {
+        rpc_fail(step.call, RPC_UNAVAILABLE, "%s", turn ? eb.text : "another router's KV cache");
+        return;
+    }
+    bool good = turn == MOE_OK || refuse(r, eb.text);
     uint32_t tokens = 0;
-    if (r->last_step != 0 && q->step != 1 && q->step != r->last_step + 1)
-        good = refuse(r, "the step does not follow");
     for (size_t i = 0; i < q->n_work && good; i++) {
         good = apply(r, q->work[i]);
-        tokens += (uint32_t)q->work[i]->n_tokens;
+        tokens += step_work_tokens(q->work[i]);
     }
     if (good && tokens > r->max_num_batched_tokens) good = refuse(r, "too many tokens");
     for (size_t i = 0; i < q->n_work && good; i++) {
         compute(r, q->work[i], &a, &a.results[i]);
         a.pointers[i] = &a.results[i];
     }
-    if (good) r->last_step = q->step;
     const bool lost = r->lose_every != 0 && ++r->steps % r->lose_every == 0;
+    r->order = (step_order){.client = rpc_call_incarnation(step.call),
+                            .life = q->life,
+                            .step = q->step,
+                            .failed = lost || !good};
     a.reply.step = q->step;
     a.reply.n_results = q->n_work;
     a.reply.results = a.pointers;
     spoil(&a, r->spoil);
     r->spoil = SPOIL_NOTHING;
-    pthread_mutex_unlock(&r->lock);
     if (!good)
-        rpc_fail(call, RPC_INVALID_ARGUMENT, "broken rule: %s", r->refusal);
+        rpc_fail(step.call, RPC_INVALID_ARGUMENT, "broken rule: %s", r->refusal);
     else if (lost)
-        rpc_fail(call, RPC_UNAVAILABLE, "a worker was lost");
+        rpc_fail(step.call, RPC_UNAVAILABLE, "a worker was lost");
     else
-        rpc_reply(call, &a.reply.base);
+        rpc_reply(step.call, &a.reply.base);
+}
+
+static fake_step
+take_oldest(fake_router *r)
+{
+    const fake_step oldest = r->held[0];
+    r->held_count--;
+    memmove(r->held, r->held + 1, r->held_count * sizeof r->held[0]);
+    return oldest;
+}
+
+static bool
+overtook(const fake_router *r)
+{
+    return r->held_count == 1 && r->held[0].request->router_incarnation == r->incarnation &&
+           step_order_overtook(&r->order, rpc_call_incarnation(r->held[0].call),
+                               r->held[0].request);
+}
+
+static void
+run_held(fake_router *r, uint32_t at_most)
+{
+    while (at_most-- > 0 && r->held_count > 0 && !overtook(r)) {
+        run(r, take_oldest(r));
+    }
+}
+
+static void
+keep(fake_router *r, fake_step step)
+{
+    cr_assert_lt(r->held_count, FAKE_STEPS_MAX, "more steps in flight than agreed");
+    uint32_t at = r->held_count++;
+    for (; at > 0 && r->held[at - 1].request->life == step.request->life &&
+           r->held[at - 1].request->step > step.request->step;
+         at--) {
+        r->held[at] = r->held[at - 1];
+    }
+    r->held[at] = step;
+    pthread_cond_broadcast(&r->changed);
 }
 
 static void
@@ -161,23 +213,15 @@ router_step(Conclave__Router_Service *base, const Conclave__StepRequest *q,
     (void)closure;
     fake_router *r = (fake_router *)base;
     pthread_mutex_lock(&r->lock);
-    const rpc_status fail = r->fail;
-    const bool other = q->router_incarnation != r->incarnation;
-    r->fail = RPC_OK;
-    const bool hold = r->hold && fail == RPC_OK && !other;
-    if (hold) {
-        r->held = call;
-        r->held_request = q;
-        pthread_cond_broadcast(&r->changed);
+    if (r->fail != RPC_OK) {
+        rpc_fail(call, r->fail, "told to fail");
+        r->order = (step_order){rpc_call_incarnation(call), q->life, q->step, true};
+        r->fail = RPC_OK;
+    } else {
+        keep(r, (fake_step){call, q});
+        if (!r->hold) run_held(r, FAKE_STEPS_MAX);
     }
     pthread_mutex_unlock(&r->lock);
-    if (hold) return;
-    if (fail != RPC_OK)
-        rpc_fail(call, fail, "told to fail");
-    else if (other)
-        rpc_fail(call, RPC_UNAVAILABLE, "another router's KV cache");
-    else
-        run(r, q, call);
 }
 
 static void
@@ -240,11 +284,11 @@ fake_router_kill(fake_router *r)
     rpc_server_stop(r->server);
     r->server = NULL;
     pthread_mutex_lock(&r->lock);
-    rpc_call *held = r->held;
-    r->held = NULL;
     r->hold = false;
+    while (r->held_count > 0) {
+        rpc_fail(take_oldest(r).call, RPC_UNAVAILABLE, "killed");
+    }
     pthread_mutex_unlock(&r->lock);
-    if (held != NULL) rpc_fail(held, RPC_UNAVAILABLE, "killed");
 }
 
 void
@@ -252,7 +296,7 @@ fake_router_restart(fake_router *r)
 {
     pthread_mutex_lock(&r->lock);
     r->incarnation++;
-    r->last_step = 0;
+    r->order = (step_order){0};
     memset(r->slots, 0, sizeof r->slots);
     pthread_mutex_unlock(&r->lock);
     fake_router_serve(r);
@@ -270,31 +314,24 @@ void
 fake_router_wait_held(fake_router *r)
 {
     pthread_mutex_lock(&r->lock);
-    while (r->held == NULL)
+    while (r->held_count == 0)
         pthread_cond_wait(&r->changed, &r->lock);
     pthread_mutex_unlock(&r->lock);
-}
-
-static void
-answer_held(fake_router *r, bool hold)
-{
-    pthread_mutex_lock(&r->lock);
-    rpc_call *held = r->held;
-    const Conclave__StepRequest *request = r->held_request;
-    r->held = NULL;
-    r->hold = hold;
-    pthread_mutex_unlock(&r->lock);
-    if (held != NULL) run(r, request, held);
 }
 
 void
 fake_router_pass(fake_router *r)
 {
-    answer_held(r, true);
+    pthread_mutex_lock(&r->lock);
+    run_held(r, 1);
+    pthread_mutex_unlock(&r->lock);
 }
 
 void
 fake_router_release(fake_router *r)
 {
-    answer_held(r, false);
+    pthread_mutex_lock(&r->lock);
+    r->hold = false;
+    run_held(r, FAKE_STEPS_MAX);
+    pthread_mutex_unlock(&r->lock);
 }

@@ -14,11 +14,13 @@
 
 #include "conclave.pb-c.h"
 #include "proto/rpc.h"
+#include "router/step_check.h"
 
 #define FAKE_SEQS_MAX 16
 #define FAKE_LEN_MAX 256
 #define FAKE_TOKENS_MAX 256
 #define FAKE_VOCAB 1000u
+#define FAKE_STEPS_MAX 4
 
 /* How an answer is spoiled. */
 typedef enum fake_spoil {
@@ -34,8 +36,15 @@ typedef enum fake_spoil {
     SPOIL_COUNT_OF_KINDS
 } fake_spoil;
 
+/* A call that waits to be answered. */
+typedef struct fake_step {
+    rpc_call *call;
+    const Conclave__StepRequest *request;
+} fake_step;
+
 typedef struct fake_slot {
-    bool used;
+    bool used, sampled;
+    uint32_t last_sampled;
     uint32_t known, block_count;
     int32_t num_logprobs;
     uint32_t history[FAKE_LEN_MAX];
@@ -53,13 +62,13 @@ typedef struct fake_router {
     bool ready;
     uint32_t max_num_seqs, max_num_batched_tokens, max_model_len, kv_block_count;
     /* What becomes of steps. */
-    bool hold;           /* keep calls instead of answering */
-    rpc_status fail;     /* answer the next step so, without having looked at it */
-    fake_spoil spoil;    /* of the next answer */
-    uint32_t lose_every; /* every so many steps are computed, but answered as lost */
-    rpc_call *held;
-    const Conclave__StepRequest *held_request;
-    uint64_t last_step;
+    bool hold;                      /* keep calls instead of answering */
+    rpc_status fail;                /* answer the next step so, without having looked at it */
+    fake_spoil spoil;               /* of the next answer */
+    uint32_t lose_every;            /* every so many steps are computed, but answered as lost */
+    fake_step held[FAKE_STEPS_MAX]; /* in the order of steps */
+    uint32_t held_count;
+    step_order order;
     uint32_t steps, refused; /* counts; refused: requests that broke a rule */
     char refusal[128];
     fake_slot slots[FAKE_SEQS_MAX];
@@ -75,8 +84,8 @@ void fake_router_restart(fake_router *r);
 
 void fake_router_hold(fake_router *r);      /* from the next step on */
 void fake_router_wait_held(fake_router *r); /* until a step is held */
-void fake_router_pass(fake_router *r);      /* answer the held one, hold the next */
-void fake_router_release(fake_router *r);   /* answer the held one, hold no more */
+void fake_router_pass(fake_router *r);      /* answer the oldest held one, hold the next */
+void fake_router_release(fake_router *r);   /* answer those held, hold no more */
 
 /* The token that follows history [count]. */
 uint32_t fake_router_next(const uint32_t *history, uint32_t count);

@@ -5,7 +5,8 @@
  * checks that every earlier position of the sequence holds the right hash, reached only through the
  * block table it was sent: a block shared wrongly, handed out twice, or not sent is found.  The
  * token it samples is a function of the same hash, so every sequence must come out as it would
- * alone. */
+ * alone.  Steps are planned ahead of their commits at random; the router carries them out in order.
+ */
 #include <criterion/criterion.h>
 
 #include <string.h>
@@ -25,9 +26,17 @@ typedef struct request {
     seq_id id;
     gen_params params;
     uint32_t prompt_len, total;
+    uint32_t sampling; /* tokens the router has sampled and nobody has heard of */
     uint32_t tokens[MODEL_LEN];
     bool running, done;
 } request;
+
+/* A step in flight. */
+typedef struct flown {
+    step_plan plan;
+    request *owners[SLOTS];
+    uint32_t tokens[SLOTS];
+} flown;
 
 typedef struct workload {
     scheduler *s;
@@ -39,6 +48,10 @@ typedef struct workload {
     uint32_t tables[SLOTS][MODEL_LEN];
     uint32_t table_len[SLOTS];
     const request *owners[SLOTS];
+    uint32_t history[SLOTS][MODEL_LEN], sampled[SLOTS]; /* what the router knows */
+    flown flights[STEPS_IN_FLIGHT];
+    uint32_t flight_count;
+    uint64_t ahead, gone_ahead; /* tokens fed unseen; rows computed for who had ended */
 } workload;
 
 TestSuite(scheduler_workload, .timeout = 60);
@@ -115,13 +128,23 @@ router_check_writes(workload *w, const step_plan *p)
     }
 }
 
-static void
+/* Returns what it samples. */
+static uint32_t
 router_compute(workload *w, const seq_work *k)
 {
     const uint32_t end = k->start_pos + k->token_count;
+    uint32_t *history = w->history[k->slot];
+    if (k->init) memcpy(history, k->all_tokens, k->start_pos * sizeof history[0]);
+    if (k->token_is_last_sampled) {
+        cr_assert_eq(k->token_count, 1);
+        history[k->start_pos] = w->sampled[k->slot];
+        w->ahead++;
+    } else {
+        memcpy(history + k->start_pos, k->tokens, k->token_count * sizeof history[0]);
+    }
     uint64_t hash = 0;
     for (uint32_t pos = 0; pos < end; pos++) {
-        hash = prefix_hash(hash, k->all_tokens[pos]);
+        hash = prefix_hash(hash, history[pos]);
         uint64_t *at = memory_at(w, k->slot, pos);
         if (pos < k->start_pos)
             cr_assert_eq(*at, hash, "position %u of sequence %lu is stale", pos,
@@ -129,6 +152,7 @@ router_compute(workload *w, const seq_work *k)
         else
             *at = hash;
     }
+    return w->sampled[k->slot] = sampled_token(hash, k->params->seed);
 }
 
 static void
@@ -181,10 +205,12 @@ check_plan(workload *w, const step_plan *p)
         const request *r = k->user;
         cr_assert_eq(k->id, r->id);
         cr_assert_eq(k->prompt_len, r->prompt_len);
-        cr_assert_eq(k->total_tokens, r->total);
+        const uint32_t total = r->total + r->sampling;
+        cr_assert_eq(k->total_tokens, total);
+        cr_assert_eq(k->token_is_last_sampled, r->sampling > 0);
         cr_assert_eq(memcmp(k->all_tokens, r->tokens, r->total * sizeof r->tokens[0]), 0);
         cr_assert_eq(k->tokens, k->all_tokens + k->start_pos);
-        cr_assert_eq(k->sample, k->start_pos + k->token_count == r->total);
+        cr_assert_eq(k->sample, k->start_pos + k->token_count == total);
         cr_assert(!k->init || !r->params.prompt_logprobs || k->start_pos == 0);
         cr_assert_gt(k->token_count, 0);
         const bool decode = !k->init && k->start_pos >= r->prompt_len && k->token_count == 1;
@@ -203,7 +229,8 @@ check_plan(workload *w, const step_plan *p)
     cr_assert_eq(st.running, count_running(w));
     cr_assert_eq(st.running + st.waiting, w->added - w->done);
     cr_assert_leq(st.blocks_used, st.blocks_total);
-    cr_assert(p->count > 0 || w->added == w->done, "nothing moves");
+    cr_assert(p->count > 0 || w->flight_count > 0 || w->added == w->done, "nothing moves");
+    cr_assert(p->preempted == 0 || w->flight_count == 0, "preempted under a step in flight");
 }
 
 /* ---------------------------------------------------------------- driving it */
@@ -240,46 +267,73 @@ submit(workload *w)
     w->added++;
 }
 
+/* The router is gone before it answers. */
+static void
+lose_router(workload *w)
+{
+    scheduler_rollback(w->s);
+    router_forget(w);
+    w->flight_count = 0;
+    for (uint32_t i = 0; i < w->added; i++) {
+        w->requests[i].running = false;
+        w->requests[i].sampling = 0;
+    }
+}
+
+static void
+launch(workload *w)
+{
+    flown *f = &w->flights[w->flight_count];
+    scheduler_plan(w->s, &f->plan);
+    follow_admission(w, &f->plan);
+    check_plan(w, &f->plan);
+    for (uint32_t i = 0; i < f->plan.count; i++)
+        router_take_table(w, &f->plan.work[i], f->plan.work[i].user);
+    router_check_writes(w, &f->plan);
+    for (uint32_t i = 0; i < f->plan.count; i++) {
+        f->owners[i] = f->plan.work[i].user;
+        f->tokens[i] = router_compute(w, &f->plan.work[i]);
+        f->owners[i]->sampling += f->plan.work[i].sample;
+    }
+    if (f->plan.count > 0) w->flight_count++;
+}
+
+static void
+land(workload *w)
+{
+    const flown f = w->flights[0];
+    seq_outcome outcomes[SLOTS] = {0};
+    finish_reason ends[SLOTS] = {FINISH_NONE};
+    for (uint32_t i = 0; i < f.plan.count; i++) {
+        request *r = f.owners[i];
+        cr_assert_eq(f.plan.work[i].user, r->done ? NULL : (void *)r);
+        w->gone_ahead += r->done;
+        if (r->done || !f.plan.work[i].sample) continue;
+        const uint32_t token = outcomes[i].token = f.tokens[i];
+        outcomes[i].stop = draw(w, 50) == 0;
+        ends[i] = expected_end(r, token);
+        cr_assert_eq(scheduler_finish_with(w->s, &f.plan.work[i], token), ends[i]);
+        if (ends[i] == FINISH_NONE && outcomes[i].stop) ends[i] = FINISH_STOP;
+        r->tokens[r->total++] = token;
+        r->sampling--;
+    }
+    scheduler_commit(w->s, outcomes);
+    w->flights[0] = w->flights[1];
+    w->flight_count--;
+    for (uint32_t i = 0; i < f.plan.count; i++) {
+        cr_assert_eq(outcomes[i].finished, ends[i]);
+        if (ends[i] != FINISH_NONE) end(w, f.owners[i]);
+    }
+}
+
 static void
 step(workload *w)
 {
-    step_plan p;
-    scheduler_plan(w->s, &p);
-    follow_admission(w, &p);
-    check_plan(w, &p);
-    for (uint32_t i = 0; i < p.count; i++)
-        router_take_table(w, &p.work[i], p.work[i].user);
-    router_check_writes(w, &p);
-    for (uint32_t i = 0; i < p.count; i++)
-        router_compute(w, &p.work[i]);
-
-    if (draw(w, 40) == 0) { /* the router is gone before it answers */
-        scheduler_rollback(w->s);
-        router_forget(w);
-        for (uint32_t i = 0; i < w->added; i++)
-            w->requests[i].running = false;
-        return;
-    }
-    seq_outcome outcomes[SLOTS] = {0};
-    request *owners[SLOTS];
-    finish_reason ends[SLOTS] = {FINISH_NONE};
-    for (uint32_t i = 0; i < p.count; i++) {
-        request *r = owners[i] = p.work[i].user;
-        if (!p.work[i].sample) continue;
-        const uint32_t token =
-            sampled_token(*memory_at(w, p.work[i].slot, r->total - 1), r->params.seed);
-        outcomes[i].token = token;
-        outcomes[i].stop = draw(w, 50) == 0;
-        ends[i] = expected_end(r, token);
-        cr_assert_eq(scheduler_finish_with(w->s, &p.work[i], token), ends[i]);
-        if (ends[i] == FINISH_NONE && outcomes[i].stop) ends[i] = FINISH_STOP;
-        r->tokens[r->total++] = token;
-    }
-    scheduler_commit(w->s, outcomes);
-    for (uint32_t i = 0; i < p.count; i++) {
-        cr_assert_eq(outcomes[i].finished, ends[i]);
-        if (ends[i] != FINISH_NONE) end(w, owners[i]);
-    }
+    if (w->flight_count < STEPS_IN_FLIGHT && (w->flight_count == 0 || draw(w, 4) != 0)) launch(w);
+    if (draw(w, 40) == 0)
+        lose_router(w);
+    else if (w->flight_count > 0 && draw(w, 3) != 0)
+        land(w);
 }
 
 static void
@@ -303,10 +357,11 @@ check_tokens(const request *r)
     }
 }
 
+static workload w;
+
 static scheduler_stats
 run_workload(uint64_t seed, bool tight)
 {
-    static workload w;
     w = (workload){.rng = hash_mix(seed)};
     w.config = (scheduler_config){.max_num_seqs = 1 + draw(&w, SLOTS),
                                   .max_num_batched_tokens = 1 + draw(&w, tight ? 24 : 80),
@@ -325,6 +380,8 @@ run_workload(uint64_t seed, bool tight)
         if (draw(&w, 25) == 0) abort_one(&w);
         step(&w);
     }
+    while (w.flight_count > 0)
+        land(&w);
     scheduler_stats st;
     scheduler_get_stats(w.s, &st);
     cr_assert_eq(st.blocks_used, 0, "blocks leaked");
@@ -338,6 +395,7 @@ run_workload(uint64_t seed, bool tight)
 Test(scheduler_workload, every_sequence_samples_what_it_would_alone)
 {
     uint64_t preemptions = 0, hits = 0, by_seqs = 0, by_tokens = 0, by_blocks = 0;
+    uint64_t ahead = 0, gone_ahead = 0;
     for (uint64_t seed = 0; seed < 400; seed++) {
         const scheduler_stats st = run_workload(seed, seed % 4 != 0);
         preemptions += st.preemptions;
@@ -346,10 +404,14 @@ Test(scheduler_workload, every_sequence_samples_what_it_would_alone)
         by_tokens += st.steps_limited_by_tokens;
         by_blocks += st.steps_limited_by_blocks;
         cr_assert_leq(st.prefix_hit_tokens, st.prefix_query_tokens);
+        ahead += w.ahead;
+        gone_ahead += w.gone_ahead;
     }
     /* The workloads must have met what they are for. */
     cr_expect_gt(preemptions, 200, "%lu", (unsigned long)preemptions);
     cr_expect_gt(hits, 2000, "%lu", (unsigned long)hits);
+    cr_expect(ahead > 5000 && gone_ahead > 200, "%lu %lu", (unsigned long)ahead,
+              (unsigned long)gone_ahead);
     cr_expect(by_seqs > 500 && by_tokens > 500 && by_blocks > 500, "%lu %lu %lu",
               (unsigned long)by_seqs, (unsigned long)by_tokens, (unsigned long)by_blocks);
 }

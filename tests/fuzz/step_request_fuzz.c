@@ -18,10 +18,11 @@ static void
 check_step(const ProtobufCMessage *message)
 {
     static const step_rules rules = {100, 4, 40, 64, 8, 7};
-    static const slot_state slots[4] = {{0}, {true, 20, 2}, {true, 63, 4}, {true, 0, 0}};
+    static const slot_state slots[4] = {
+        {0}, {true, 20, 2, true}, {true, 63, 4, false}, {true, 0, 0, true}};
     bool seen[4];
     errbuf eb;
-    step_check(&rules, slots, seen, 4, (const Conclave__StepRequest *)message, &eb);
+    step_check(&rules, slots, seen, (const Conclave__StepRequest *)message, &eb);
 }
 
 int

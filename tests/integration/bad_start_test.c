@@ -260,6 +260,13 @@ make_long_requests(request_set *out)
     }
 }
 
+static double
+unfinished(fleet *fl)
+{
+    return fleet_metric(fl, "vllm:num_requests_running") +
+           fleet_metric(fl, "vllm:num_requests_waiting");
+}
+
 /* Requests run, `name` is ended by a signal, /health says `lost`, another process takes its place:
  * every answer is what it would have been. */
 static void
@@ -274,13 +281,13 @@ survive_a_loss(const char *name, const char *lost, const char *router_flags, int
     requests_ask_begin(&requests, f.url);
     for (uint64_t since = 0; fleet_metric(&f, "vllm:generation_tokens_total") < before + 60;)
         fleet_pause(&since, "tokens");
+    for (uint64_t since = 0; unfinished(&f) < requests.count;)
+        fleet_pause(&since, "all requests");
     fleet_process *process = fleet_find(&f, name);
     kill(process->pid, sig);
     fleet_wait_exit(process);
     wait_health(&f, 503, lost);
-    cr_expect_eq(fleet_metric(&f, "vllm:num_requests_running") +
-                     fleet_metric(&f, "vllm:num_requests_waiting"),
-                 requests.count, "requests wait for %s", name);
+    cr_expect_eq(unfinished(&f), requests.count, "requests wait for %s", name);
     if (strcmp(name, "router-0") == 0)
         fleet_start_router(&f);
     else

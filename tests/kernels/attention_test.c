@@ -31,6 +31,19 @@ row_floats(const scene *c)
     return (size_t)c->s.kv_heads * c->s.group * c->s.head_dim;
 }
 
+/* What the cache makes of one token's keys or values of a head. */
+static void
+round_as_cache(moe_dtype dtype, float *x, uint32_t n)
+{
+    float max = 0;
+    for (uint32_t i = 0; i < n; i++)
+        max = fmaxf(max, fabsf(x[i]));
+    for (uint32_t i = 0; i < n; i++) {
+        if (dtype == DTYPE_BF16) x[i] = bf16_to_float(bf16_from_float(x[i]));
+        if (dtype == DTYPE_INT8 && max > 0) x[i] = rintf(x[i] * (127.0f / max)) * (max / 127.0f);
+    }
+}
+
 static void
 store_all(scene *c)
 {
@@ -42,9 +55,9 @@ store_all(scene *c)
         k.kv_store(c->dtype, block, t % KV_BLOCK_TOKENS, c->s.kv_heads, c->s.head_dim,
                    c->k + t * row, c->v + t * row);
     }
-    for (size_t i = 0; c->dtype == DTYPE_BF16 && i < c->s.tokens * row; i++) {
-        c->k[i] = bf16_to_float(bf16_from_float(c->k[i]));
-        c->v[i] = bf16_to_float(bf16_from_float(c->v[i]));
+    for (size_t i = 0; i < c->s.tokens * row; i += c->s.head_dim) {
+        round_as_cache(c->dtype, c->k + i, c->s.head_dim);
+        round_as_cache(c->dtype, c->v + i, c->s.head_dim);
     }
 }
 
@@ -67,7 +80,7 @@ scene_create(moe_dtype dtype, shape s, uint32_t step)
     c.v = random_floats(s.tokens * row, 3, &seed);
     c.q = random_floats(s.tokens * row_floats(&c), 2, &seed);
     c.out = floats_alloc(s.tokens * row_floats(&c));
-    c.scratch = floats_alloc(attn_scratch_floats(s.kv_heads * s.group, s.kv_heads, s.head_dim));
+    c.scratch = floats_alloc(attn_scratch_floats(s.head_dim));
     store_all(&c);
     return c;
 }
@@ -162,12 +175,19 @@ expect_tiers_equal(const scene *c, uint32_t chunk)
     free(want);
 }
 
-/* Scores up to 4 sqrt(d) carry an error of d units each, which exp passes on; sums add theirs. */
+/* Scores up to 4 sqrt(d) carry an error of d units each, which exp passes on; sums add theirs.  An
+ * int8 cache adds half a step of the query's fixed point in each of d products, and half a step of
+ * the weights' in each token of a split. */
 static double
-tolerance(const shape *s)
+tolerance(const scene *c)
 {
-    const double score = (s->head_dim + 4) * UNIT * 4 * sqrt((double)s->head_dim);
-    return 3.0 * (2 * score + (s->tokens + 20) * UNIT);
+    const double d = c->s.head_dim, tokens = c->s.tokens;
+    double score = (d + 4) * UNIT * 4 * sqrt(d), sum = (tokens + 20) * UNIT;
+    if (c->dtype == DTYPE_INT8) {
+        score += 0.5 * 2 / attn_query_max(c->s.head_dim) * 2 * sqrt(d);
+        sum += 0.5 / KV_VALUE_WEIGHT_MAX * fmin(tokens, KV_SPLIT_TOKENS);
+    }
+    return 3.0 * (2 * score + sum);
 }
 
 static void
@@ -180,8 +200,8 @@ expect_near_oracle(const kernel_table *k, const scene *c)
             oracle(c, t, h, want);
             const float *got = c->out + t * row_floats(c) + (size_t)h * c->s.head_dim;
             for (uint32_t i = 0; i < c->s.head_dim; i++)
-                cr_assert_float_eq(got[i], want[i], tolerance(&c->s), "tier %s row %u head %u",
-                                   k->tier, t, h);
+                cr_assert_float_eq(got[i], want[i], tolerance(c), "tier %s row %u head %u", k->tier,
+                                   t, h);
         }
     }
 }
@@ -217,14 +237,36 @@ Test(attention, kv_store_lays_keys_across_tokens_and_values_across_features)
     k.kv_store(DTYPE_BF16, bf16, 3, 2, 2, key, value);
     for (uint32_t i = 0; i < 4; i++) {
         const uint32_t head = i / 2, feature = i % 2;
-        const uint32_t at_key = head * 32 + feature * 16 + 3;
-        const uint32_t at_value = 64 + head * 32 + 3 * 2 + feature;
-        cr_expect_eq(f32[at_key], key[i]);
-        cr_expect_eq(f32[at_value], value[i]);
-        cr_expect_eq(bf16_to_float(bf16[at_key]), key[i]);
-        cr_expect_eq(bf16_to_float(bf16[at_value]), value[i]);
+        cr_expect_eq(f32[head * 64 + feature * 16 + 3], key[i]);
+        cr_expect_eq(f32[head * 64 + 32 + 3 * 2 + feature], value[i]);
+        cr_expect_eq(bf16_to_float(bf16[head * 64 + 3 * 2 + feature]), key[i]);
+        cr_expect_eq(bf16_to_float(bf16[head * 64 + 32 + (1 * 2 + feature) * 2 + 1]), value[i]);
     }
     free(f32), free(bf16);
+}
+
+Test(attention, kv_store_quantizes_keys_and_values_of_each_head_by_their_largest)
+{
+    kernel_table k;
+    kernel_table_init(&k, cpu_flags());
+    const float key[6] = {1, -2, 0.25f, 0, 0, 0}, value[6] = {5, 6, -7, 1e-38f, 0, 1e30f};
+    const int8_t want_k[6] = {64, -127, 16, 0, 0, 0}, want_v[6] = {91, 109, -127, 0, 0, 127};
+    cr_assert_eq(kv_head_bytes(DTYPE_INT8, 3), 256); /* 128 of scales, 64 of keys, 48 of values */
+    char *block = buffer_alloc(kv_block_bytes(DTYPE_INT8, 2, 3));
+    k.kv_store(DTYPE_INT8, block, 5, 2, 3, key, value);
+    for (uint32_t head = 0; head < 2; head++) {
+        const char *part = block + (size_t)head * 256;
+        const float *scales = (const float *)(const void *)part;
+        const int8_t *keys = (const int8_t *)part + 128, *values = (const int8_t *)part + 192;
+        cr_expect_eq(scales[5], head == 0 ? 2.0f / 127.0f : 0.0f);
+        cr_expect_eq(scales[16 + 5], head == 0 ? 7.0f / 127.0f : 1e30f / 127.0f);
+        for (uint32_t i = 0; i < 3; i++) {
+            cr_expect_eq(keys[(i / 2 * 16 + 5) * 2 + i % 2], want_k[head * 3 + i]);
+            cr_expect_eq(values[(2 * 3 + i) * 2 + 1], want_v[head * 3 + i]);
+        }
+        cr_expect_eq(keys[(1 * 16 + 5) * 2 + 1], 0, "the pad of an odd head size");
+    }
+    free(block);
 }
 
 Test(attention, is_close_to_double_precision_at_every_length)
@@ -233,9 +275,8 @@ Test(attention, is_close_to_double_precision_at_every_length)
     for (int tier = 0; tier < TIER_COUNT; tier++) {
         kernel_table k;
         if (!tier_init(&k, tier)) continue;
-        for (size_t i = 0; i < 2 * sizeof tokens / sizeof tokens[0]; i++) {
-            scene c = scene_create(i % 2 ? DTYPE_BF16 : DTYPE_F32,
-                                   (shape){1, 2, 8, 0, tokens[i / 2]}, 37);
+        for (size_t i = 0; i < 3 * sizeof tokens / sizeof tokens[0]; i++) {
+            scene c = scene_create((moe_dtype)(i % 3), (shape){1, 2, 8, 0, tokens[i / 3]}, 37);
             expect_near_oracle(&k, &c);
             scene_free(&c);
         }
@@ -249,7 +290,7 @@ Test(attention, a_window_hides_what_is_older)
         kernel_table k;
         if (!tier_init(&k, tier)) continue;
         for (size_t i = 0; i < sizeof windows / sizeof windows[0]; i++) {
-            scene c = scene_create(DTYPE_F32, (shape){1, 1, 4, windows[i], 300}, 37);
+            scene c = scene_create((moe_dtype)(i % 3), (shape){1, 1, 4, windows[i], 300}, 37);
             expect_near_oracle(&k, &c);
             scene_free(&c);
         }
@@ -260,9 +301,8 @@ Test(attention, tiers_agree_at_every_length)
 {
     skip_without_tiers();
     static const uint32_t tokens[] = {1, 2, 15, 16, 17, 33, 255, 256, 257, 600};
-    for (size_t i = 0; i < 2 * sizeof tokens / sizeof tokens[0]; i++) {
-        scene c =
-            scene_create(i % 2 ? DTYPE_BF16 : DTYPE_F32, (shape){2, 2, 16, 0, tokens[i / 2]}, 37);
+    for (size_t i = 0; i < 3 * sizeof tokens / sizeof tokens[0]; i++) {
+        scene c = scene_create((moe_dtype)(i % 3), (shape){2, 2, 16, 0, tokens[i / 3]}, 37);
         expect_tiers_equal(&c, 64);
         scene_free(&c);
     }
@@ -272,7 +312,7 @@ Test(attention, tiers_agree_for_every_group_of_heads)
 {
     skip_without_tiers();
     for (uint32_t group = 1; group <= 9; group++) {
-        for (moe_dtype dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
+        for (moe_dtype dtype = DTYPE_F32; dtype <= DTYPE_INT8; dtype++) {
             scene c = scene_create(dtype, (shape){2, group, 12, 0, 70}, 37);
             expect_tiers_equal(&c, group);
             scene_free(&c);
@@ -284,7 +324,7 @@ Test(attention, tiers_agree_for_every_head_size)
 {
     skip_without_tiers();
     for (uint32_t d = 1; d <= 70; d++) {
-        for (moe_dtype dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++) {
+        for (moe_dtype dtype = DTYPE_F32; dtype <= DTYPE_INT8; dtype++) {
             scene c = scene_create(dtype, (shape){3, 2, d, 0, 21}, 37);
             expect_tiers_equal(&c, 21);
             scene_free(&c);
@@ -292,13 +332,41 @@ Test(attention, tiers_agree_for_every_head_size)
     }
 }
 
+Test(attention, tiers_agree_for_large_heads_over_several_splits)
+{
+    skip_without_tiers();
+    static const uint32_t sizes[] = {96, 128, 256, 1100}; /* 1100: coarser queries, int8 */
+    for (size_t i = 0; i < 3 * sizeof sizes / sizeof sizes[0]; i++) {
+        cr_assert_leq((int64_t)attn_query_max(sizes[i / 3]) * sizes[i / 3] * 127, INT32_MAX);
+        scene c = scene_create((moe_dtype)(i % 3), (shape){1, 4, sizes[i / 3], 0, 17}, 37);
+        expect_tiers_equal(&c, 17);
+        scene_free(&c);
+    }
+    for (moe_dtype dtype = DTYPE_F32; dtype <= DTYPE_INT8; dtype++) {
+        scene c = scene_create(dtype, (shape){2, 4, 32, 0, 1100}, 37);
+        kernel_table ref, k;
+        kernel_table_init(&ref, 0);
+        const size_t at = 1090 * row_floats(&c), count = 10 * row_floats(&c);
+        float *want = floats_alloc(c.s.tokens * row_floats(&c));
+        run_rows(&ref, &c, 1090, 10, want);
+        for (int tier = TIER_AVX2; tier < TIER_COUNT; tier++) {
+            if (!tier_init(&k, tier)) continue;
+            run_rows(&k, &c, 1090, 10, c.out);
+            cr_assert(same_bits(want + at, c.out + at, count), "tier %s %s", k.tier,
+                      dtype_name(dtype));
+        }
+        free(want);
+        scene_free(&c);
+    }
+}
+
 Test(attention, tiers_agree_for_windows)
 {
     skip_without_tiers();
     static const uint32_t windows[] = {1, 2, 3, 15, 16, 17, 100, 255, 256, 257, 300};
-    for (size_t i = 0; i < 2 * sizeof windows / sizeof windows[0]; i++) {
-        scene c = scene_create(i % 2 ? DTYPE_BF16 : DTYPE_F32,
-                               (shape){1, (uint32_t)i % 3 + 1, 20, windows[i / 2], 600}, 37);
+    for (size_t i = 0; i < 3 * sizeof windows / sizeof windows[0]; i++) {
+        scene c = scene_create((moe_dtype)(i % 3),
+                               (shape){1, (uint32_t)i % 5 + 1, 20, windows[i / 3], 600}, 37);
         expect_tiers_equal(&c, 50);
         scene_free(&c);
     }
@@ -310,8 +378,9 @@ Test(attention, chunks_and_single_rows_give_the_bits_of_the_whole)
     for (int tier = 0; tier < TIER_COUNT; tier++) {
         kernel_table k;
         if (!tier_init(&k, tier)) continue;
-        for (uint32_t window = 0; window <= 40; window += 40) {
-            scene c = scene_create(DTYPE_BF16, (shape){1, 3, 16, window, 290}, 37);
+        for (uint32_t run = 0; run < 6; run++) {
+            const uint32_t window = run % 2 * 40;
+            scene c = scene_create((moe_dtype)(run / 2), (shape){1, 3, 16, window, 290}, 37);
             const size_t count = c.s.tokens * row_floats(&c);
             float *whole = floats_alloc(count);
             run_chunked(&k, &c, c.s.tokens, whole);
@@ -345,10 +414,10 @@ Test(attention, the_place_of_blocks_does_not_matter)
  * written, must not reach the result; nor may a block outside the window be looked up. */
 Test(attention, invisible_places_are_not_used)
 {
-    for (int tier = 0; tier < TIER_COUNT; tier++) {
+    for (int run = 0; run < 3 * TIER_COUNT; run++) {
         kernel_table k;
-        if (!tier_init(&k, tier)) continue;
-        scene c = scene_create(DTYPE_F32, (shape){1, 4, 16, 30, 290}, 37);
+        if (!tier_init(&k, run / 3)) continue;
+        scene c = scene_create((moe_dtype)(run % 3), (shape){1, 4, 16, 30, 290}, 37);
         const size_t last = 289 * row_floats(&c), count = row_floats(&c);
         float *want = floats_alloc(count);
         run_rows(&k, &c, 289, 1, c.out);
@@ -359,6 +428,8 @@ Test(attention, invisible_places_are_not_used)
         for (uint32_t t = 0; t < 260; t++) {
             char *block = c.cache + c.table[t / KV_BLOCK_TOKENS] * c.stride;
             k.kv_store(c.dtype, block, t % KV_BLOCK_TOKENS, 1, 16, nan, nan);
+            float *scales = (float *)(void *)block;
+            if (c.dtype == DTYPE_INT8) scales[t % 16] = scales[16 + t % 16] = nan[0];
         }
         for (uint32_t b = 0; b < 260 / KV_BLOCK_TOKENS; b++)
             c.table[b] = UINT32_MAX; /* reading there would fault */
@@ -369,13 +440,35 @@ Test(attention, invisible_places_are_not_used)
     }
 }
 
+/* Row 89 sees keys 60..89, row 90 keys 61..90. */
+Test(attention, what_only_a_neighbour_in_the_call_sees_leaves_no_trace)
+{
+    for (int run = 0; run < 2 * TIER_COUNT; run++) {
+        kernel_table k;
+        if (!tier_init(&k, run / 2)) continue;
+        scene c = scene_create((moe_dtype)(run % 2), (shape){1, 4, 16, 30, 100}, 37);
+        const size_t at = 90 * row_floats(&c), count = row_floats(&c);
+        float *want = floats_alloc(100 * count), infinite[16];
+        for (int i = 0; i < 16; i++)
+            infinite[i] = INFINITY;
+        k.kv_store(c.dtype, c.cache + c.table[60 / 16] * c.stride, 60 % 16, 1, 16,
+                   c.k + (size_t)60 * 16, infinite);
+        run_rows(&k, &c, 90, 1, want);
+        run_rows(&k, &c, 89, 2, c.out);
+        cr_expect(same_bits(want + at, c.out + at, count), "tier %s", k.tier);
+        cr_expect(isfinite(c.out[at]) && !isfinite(c.out[at - count]));
+        free(want);
+        scene_free(&c);
+    }
+}
+
 Test(attention, extreme_scores_stay_finite_and_equal)
 {
     kernel_table ref, k;
     kernel_table_init(&ref, 0);
-    for (int tier = 0; tier < TIER_COUNT; tier++) {
-        if (!tier_init(&k, tier)) continue;
-        scene c = scene_create(DTYPE_F32, (shape){1, 2, 16, 0, 600}, 37);
+    for (int run = 0; run < 3 * TIER_COUNT; run++) {
+        if (!tier_init(&k, run / 3)) continue;
+        scene c = scene_create((moe_dtype)(run % 3), (shape){1, 2, 16, 0, 600}, 37);
         const size_t count = c.s.tokens * row_floats(&c);
         float *want = floats_alloc(count);
         for (size_t i = 0; i < count; i++)

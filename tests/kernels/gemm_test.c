@@ -33,6 +33,26 @@ tile_byte(char *tile, uint32_t n, uint32_t k)
     return (int8_t *)tile + k / GROUP_K * block + g / 4 * TILE_N * 4 + n * 4 + g % 4;
 }
 
+/* int4: the half scale of lane n and group g of 32, and its nibble k. */
+static uint16_t *
+tile_half(char *tile, uint32_t n, uint32_t g)
+{
+    char *block = tile + g / 2 * 576;
+    return (uint16_t *)(void *)(block + 512) + g % 2 * 16 + n;
+}
+
+static void
+set_nibble(char *tile, uint32_t n, uint32_t k, int q)
+{
+    const uint32_t in = k % 32; /* of the group */
+    uint8_t *byte =
+        (uint8_t *)tile + k / 64 * 576 + k % 64 / 32 * 256 + in % 16 / 4 * 64 + n * 4 + in % 4;
+    if (in < 16)
+        *byte = (uint8_t)((*byte & 0xf0) | (q + 8));
+    else
+        *byte = (uint8_t)((*byte & 0x0f) | (q + 8) << 4);
+}
+
 static void
 pack_weight(problem *p, uint32_t n, uint32_t k)
 {
@@ -45,6 +65,10 @@ pack_weight(problem *p, uint32_t n, uint32_t k)
         const uint16_t b = bf16_from_float(*v);
         ((uint16_t *)(void *)tile)[(size_t)(k / 2 * TILE_N + lane) * 2 + k % 2] = b;
         *v = bf16_to_float(b);
+    } else if (p->dtype == DTYPE_INT4) {
+        const int q = (int)lrintf(*v * 7.5f - 0.5f);
+        set_nibble(tile, lane, k, q);
+        *v = (float)q * half_to_float(*tile_half(tile, lane, k / 32));
     } else {
         const int8_t q = (int8_t)lrintf(*v * 127.0f);
         *tile_byte(tile, lane, k) = q;
@@ -58,6 +82,15 @@ pack_weights(problem *p, uint32_t *rng)
     const size_t bytes = packed_bytes(p->dtype, p->n, p->k);
     p->packed = buffer_alloc(bytes);
     memset(p->packed, 0, bytes);
+    for (uint32_t n = 0; p->dtype == DTYPE_INT4 && n < p->n; n++) {
+        char *tile = p->packed + n / TILE_N * tile_bytes(p->dtype, p->k);
+        for (uint32_t k = 0; k < pad_k(p->k); k++)
+            set_nibble(tile, n % TILE_N, k, 0);
+        /* Normal and subnormal halves of both signs. */
+        for (uint32_t g = 0; g < pad_k(p->k) / 32; g++)
+            *tile_half(tile, n % TILE_N, g) =
+                (uint16_t)((rng_next(rng) & 0x8000) | (rng_next(rng) % 0x3000));
+    }
     for (uint32_t n = 0; p->dtype == DTYPE_INT8 && n < p->n; n++) {
         char *tile = p->packed + n / TILE_N * tile_bytes(p->dtype, p->k);
         for (uint32_t g = 0; g < pad_k(p->k) / GROUP_K; g++)
@@ -90,7 +123,7 @@ static problem
 problem_create(moe_dtype dtype, uint32_t n, uint32_t k, uint32_t m, float size, uint32_t seed)
 {
     problem p = {.dtype = dtype, .n = n, .k = k, .m = m};
-    p.w = random_floats((size_t)n * k, dtype == DTYPE_INT8 ? 1.0f : size, &seed);
+    p.w = random_floats((size_t)n * k, act_is_int8(dtype) ? 1.0f : size, &seed);
     p.a = random_floats((size_t)m * k, size, &seed);
     pack_weights(&p, &seed);
     pack_acts(&p);
@@ -197,7 +230,8 @@ Test(gemm, tiers_agree_for_every_small_shape)
 Test(gemm, tiers_agree_for_every_number_of_rows)
 {
     skip_without_tiers();
-    static const uint32_t ms[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 47, 48, 49, 64, 101};
+    static const uint32_t ms[] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,   10,  11,  12,  13,
+                                  15, 16, 17, 24, 25, 47, 48, 49, 64, 101, 143, 144, 145, 300};
     for (moe_dtype dtype = 0; dtype < DTYPE_COUNT; dtype++) {
         for (size_t i = 0; i < sizeof ms / sizeof ms[0]; i++) {
             problem p = problem_create(dtype, 96, 70, ms[i], 1, ms[i]);
@@ -275,18 +309,45 @@ Test(gemm, int8_products_of_the_largest_values_do_not_saturate)
             problem p = problem_create(DTYPE_INT8, 16, 128, 5, 1, 3);
             for (uint32_t i = 0; i < 16 * 128; i++)
                 *tile_byte(p.packed, i % 16, i / 16) = (int8_t)wq;
+            float row[128];
+            for (uint32_t i = 0; i < 128; i++)
+                row[i] = (float)aq; /* a scale of 1 */
             for (uint32_t r = 0; r < 5; r++)
-                memset(p.acts + r * act_row_bytes(DTYPE_INT8, 128), aq, 128);
-            for (uint32_t g = 0; g < 2; g++) {
-                for (uint32_t n = 0; n < 16; n++)
-                    tile_scales(p.packed, g)[n] = 1.0f;
-                for (uint32_t r = 0; r < 5; r++)
-                    ((float *)(void *)(p.acts + r * act_row_bytes(DTYPE_INT8, 128) + 128))[g] = 1;
-            }
+                k.act_pack(DTYPE_INT8, row, 128, p.acts + r * act_row_bytes(DTYPE_INT8, 128));
+            for (uint32_t i = 0; i < 2 * 16; i++)
+                tile_scales(p.packed, i / 16)[i % 16] = 1.0f;
             const gemm_args args = args_of(&p, p.out);
             k.gemm[DTYPE_INT8](&args);
             for (uint32_t i = 0; i < 5 * 16; i++)
                 cr_expect_eq(p.out[i], (float)(128 * wq * aq), "tier %s", k.tier);
+            problem_free(&p);
+        }
+    }
+}
+
+/* Every q at an end of its range, every activation at one of its own. */
+Test(gemm, int4_products_of_the_largest_values_do_not_saturate)
+{
+    const size_t stride = act_row_bytes(DTYPE_INT4, 128);
+    for (int tier = 0; tier < TIER_COUNT; tier++) {
+        kernel_table k;
+        if (!tier_init(&k, tier)) continue;
+        for (int sign = 0; sign < 4; sign++) {
+            const int wq = sign & 1 ? -8 : 7, aq = sign & 2 ? -127 : 127;
+            problem p = problem_create(DTYPE_INT4, 16, 128, 13, 1, 3);
+            float row[128];
+            for (uint32_t i = 0; i < 128; i++)
+                row[i] = (float)aq; /* a scale of 1 */
+            for (uint32_t r = 0; r < p.m; r++)
+                k.act_pack(DTYPE_INT4, row, 128, p.acts + r * stride);
+            for (uint32_t i = 0; i < 16 * 128; i++)
+                set_nibble(p.packed, i % 16, i / 16, wq);
+            for (uint32_t i = 0; i < 16 * 4; i++)
+                *tile_half(p.packed, i % 16, i / 16) = 0xbc00; /* -1 */
+            const gemm_args args = args_of(&p, p.out);
+            k.gemm[DTYPE_INT4](&args);
+            for (uint32_t i = 0; i < p.m * 16; i++)
+                cr_expect_eq(p.out[i], (float)(-128 * wq * aq), "tier %s", k.tier);
             problem_free(&p);
         }
     }
@@ -377,8 +438,10 @@ oracle(const problem *p, uint32_t r, uint32_t n, double *value, double *bound)
         sum += product;
         size += fabs(product);
     }
-    /* The int8 oracle multiplies dequantized floats: two more roundings each. */
-    const double steps = p->dtype == DTYPE_INT8 ? pad_k(p->k) / GROUP_K + 4 : pad_k(p->k) + 1;
+    /* The int8 and int4 oracles multiply dequantized floats: two more roundings each. */
+    const double steps = p->dtype == DTYPE_INT8   ? pad_k(p->k) / GROUP_K + 4
+                         : p->dtype == DTYPE_INT4 ? pad_k(p->k) / GROUP_INT4 + 4
+                                                  : pad_k(p->k) + 1;
     *value = sum;
     *bound = steps * UNIT * size * 1.01 + 1e-40;
 }

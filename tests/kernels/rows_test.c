@@ -137,6 +137,30 @@ Test(rows, act_pack_never_makes_minus_128)
     }
 }
 
+Test(rows, act_pack_adds_up_q_per_group_of_32)
+{
+    for (int tier = 0; tier < TIER_COUNT; tier++) {
+        kernel_table k;
+        if (!tier_init(&k, tier)) continue;
+        for (uint32_t n = 1; n < 300; n += 7) {
+            uint32_t seed = n;
+            float *x = random_floats(n, 2, &seed);
+            for (uint32_t i = 64; n > 128 && i < 128; i++)
+                x[i] = n % 2 ? 3 : -3; /* the largest sums */
+            int8_t *out = buffer_alloc(act_row_bytes(DTYPE_INT4, n));
+            k.act_pack(DTYPE_INT4, x, n, out);
+            const int16_t *sums = act_sums(out, pad_k(n));
+            for (uint32_t g = 0; g < pad_k(n) / 32; g++) {
+                int sum = 0;
+                for (uint32_t i = 0; i < 32; i++)
+                    sum += out[g * 32 + i];
+                cr_assert_eq(sums[g], sum, "tier %s n %u group %u", k.tier, n, g);
+            }
+            free(x), free(out);
+        }
+    }
+}
+
 Test(rows, act_pack_stays_within_half_a_step)
 {
     kernel_table k;

@@ -12,18 +12,17 @@
 
 #define UNIT 0x1p-24 /* rounding unit of a float */
 
-/* Tier 0 is the definition, tier 1 AVX2, tier 2 all that the machine has. */
-enum { TIER_REF, TIER_AVX2, TIER_BEST, TIER_COUNT };
+/* The definition, AVX2, AVX-512 without VNNI and BF16, all that the machine has. */
+enum { TIER_REF, TIER_AVX2, TIER_AVX512, TIER_BEST, TIER_COUNT };
 
 /* The kernels of a tier; false where the machine has no more than the tier below. */
 static inline bool
 tier_init(kernel_table *k, int tier)
 {
+    static const unsigned masks[TIER_COUNT] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, ~0u};
     const unsigned have = cpu_flags();
-    const unsigned flags = tier == TIER_REF ? 0 : tier == TIER_AVX2 ? have & CPU_AVX2 : have;
-    kernel_table_init(k, flags);
-    if (tier == TIER_AVX2) return flags != 0;
-    return tier == TIER_REF || have != (have & CPU_AVX2);
+    kernel_table_init(k, have & masks[tier]);
+    return tier == TIER_REF || (have & masks[tier]) != (have & masks[tier - 1]);
 }
 
 /* Tests that compare tiers begin with this. */

@@ -13,7 +13,8 @@ TestSuite(pack, .timeout = 60);
 
 #define GUARD 64
 
-static const moe_dtype dtypes[] = {DTYPE_F32, DTYPE_BF16, DTYPE_INT8};
+static const moe_dtype dtypes[] = {DTYPE_F32, DTYPE_BF16, DTYPE_INT8, DTYPE_INT4};
+#define DTYPES (sizeof dtypes / sizeof dtypes[0])
 
 static tensor_view
 view_f32(const float *data, uint32_t n, uint32_t k)
@@ -140,6 +141,53 @@ Test(pack, int8_by_hand)
     free(p);
 }
 
+/* q of feature n and input k of an int4 block, and its scale. */
+static int
+int4_q(const uint8_t *block, uint32_t n, uint32_t k)
+{
+    const uint32_t in = k % 32;
+    const uint8_t byte = block[k / 32 * 256 + in % 16 / 4 * 64 + n * 4 + in % 4];
+    return (in < 16 ? byte & 15 : byte >> 4) - 8;
+}
+
+static double
+int4_scale(const uint8_t *block, uint32_t n, uint32_t k)
+{
+    uint16_t half;
+    memcpy(&half, block + 512 + k / 32 * 32 + n * 2, sizeof half);
+    return half_to_float(half);
+}
+
+Test(pack, int4_by_hand)
+{
+    /* Feature 0: the whole range at a scale of 1/2.  Feature 1: its largest is positive, so the
+     * scale is negative.  Feature 2 is zero; feature 3 has a value in the second group only. */
+    float w[4][64] = {{-4, 3.5f, -3.5f, 3, 0.5f, -0.5f, 1, 0}, {16, -14, 2}};
+    w[3][33] = -0.25f;
+    w[0][16] = 1.5f;
+    const tensor_view t = view_f32(&w[0][0], 4, 64);
+    uint8_t *p = alloc_packed(packed_bytes(DTYPE_INT4, 4, 64));
+    cr_assert_eq(packed_bytes(DTYPE_INT4, 4, 64), 576);
+    cr_assert_eq(pack_matrix(p, DTYPE_INT4, &t, 0, 4, 0, 64), MOE_OK);
+    static const uint8_t first[4] = {0xb0, 0x8f, 0x81, 0x8e}, second[4] = {0x89, 0x87, 0x8a, 0x88};
+    cr_expect_arr_eq(p, first, 4);
+    cr_expect_arr_eq(p + 64, second, 4);
+    cr_expect_eq(int4_scale(p, 0, 0), 0.5);
+    cr_expect_eq(int4_scale(p, 0, 32), 0);
+    cr_expect_eq(int4_scale(p, 1, 0), -2);
+    cr_expect_eq(int4_q(p, 1, 0), -8);
+    cr_expect_eq(int4_q(p, 1, 1), 7);
+    cr_expect_eq(int4_q(p, 1, 2), -1);
+    cr_expect_eq(int4_scale(p, 2, 0), 0);
+    cr_expect_eq(int4_scale(p, 3, 0), 0);
+    cr_expect_eq(int4_q(p, 3, 33) * int4_scale(p, 3, 33), -0.25);
+    for (uint32_t k = 0; k < 64; k++) {
+        cr_expect_eq(int4_q(p, 2, k), 0);
+        cr_expect_eq(int4_q(p, 15, k), 0, "padding along N");
+    }
+    free(p);
+}
+
 Test(pack, gate_and_up_alternate_tile_by_tile)
 {
     float w1[20], w3[20]; /* 20 features, K = 1 */
@@ -193,6 +241,43 @@ expect_int8_block(const uint8_t *block, const tensor_view *t, uint32_t tile_row,
     }
 }
 
+/* Every q is the nearest in range for the stored scale, and the group's squared error is no worse
+ * than with the plain rule, largest / -8. */
+static void
+expect_int4_group(const uint8_t *block, uint32_t k0, const tensor_view *t, uint32_t n, uint32_t row,
+                  uint32_t row_end, uint32_t col, uint32_t col_end)
+{
+    double largest = 0, error = 0, plain_error = 0;
+    const double scale = int4_scale(block, n, k0);
+    for (uint32_t k = k0; k < k0 + 32; k++) {
+        const double w = oracle_weight(t, row, row_end, col + k, col_end);
+        largest = fabs(w) > fabs(largest) ? w : largest;
+    }
+    for (uint32_t k = k0; k < k0 + 32; k++) {
+        const double w = oracle_weight(t, row, row_end, col + k, col_end), plain = largest / -8;
+        const int q = int4_q(block, n, k);
+        const double want = scale == 0 ? 0 : fmin(fmax(w / scale, -8), 7);
+        cr_assert_leq(fabs(q - want), 0.5 + 1e-5, "feature %u k %u: %d for %g", row, k, q, want);
+        const double p = plain == 0 ? 0 : fmin(fmax(rint(w / plain), -8), 7);
+        error += (w - q * scale) * (w - q * scale);
+        plain_error += (w - p * plain) * (w - p * plain);
+    }
+    cr_assert_eq(scale == 0, largest == 0);
+    /* The stored half is up to 2^-11 beside the best scale. */
+    cr_assert_leq(error, plain_error + 32 * pow(8 * scale * 0x1p-11, 2));
+}
+
+static void
+expect_int4_block(const uint8_t *block, const tensor_view *t, uint32_t tile_row, uint32_t row_end,
+                  uint32_t col, uint32_t col_end)
+{
+    for (uint32_t n = 0; n < TILE_N; n++) {
+        for (uint32_t k = 0; k < GROUP_K; k += 32) {
+            expect_int4_group(block, k, t, n, tile_row + n, row_end, col, col_end);
+        }
+    }
+}
+
 static void
 expect_packed(const uint8_t *p, moe_dtype dtype, const tensor_view *t, uint32_t row_begin,
               uint32_t row_end, uint32_t col_begin, uint32_t col_end)
@@ -205,7 +290,10 @@ expect_packed(const uint8_t *p, moe_dtype dtype, const tensor_view *t, uint32_t 
         for (uint32_t k = 0; dtype == DTYPE_INT8 && k < k64; k += GROUP_K) {
             expect_int8_block(at + k / GROUP_K * 1088, t, row, row_end, col_begin + k, col_end);
         }
-        for (uint32_t k = 0; dtype != DTYPE_INT8 && k < k64; k++) {
+        for (uint32_t k = 0; dtype == DTYPE_INT4 && k < k64; k += GROUP_K) {
+            expect_int4_block(at + k / GROUP_K * 576, t, row, row_end, col_begin + k, col_end);
+        }
+        for (uint32_t k = 0; dtype <= DTYPE_BF16 && k < k64; k++) {
             for (uint32_t n = 0; n < TILE_N; n++) {
                 const float w = oracle_weight(t, row + n, row_end, col_begin + k, col_end);
                 uint16_t half;
@@ -232,7 +320,7 @@ Test(pack, every_byte_follows_the_layout_for_any_shape_and_slice)
             {0, n, 0, k}, {n / 3, n, 0, k}, {0, n - n / 4, k / 2, k}, {n, n, 0, k}, {0, n, k, k}};
         for (size_t c = 0; c < sizeof slices / sizeof slices[0]; c++) {
             const uint32_t *r = slices[c];
-            for (size_t d = 0; d < 3; d++) {
+            for (size_t d = 0; d < DTYPES; d++) {
                 const size_t bytes = packed_bytes(dtypes[d], r[1] - r[0], r[3] - r[2]);
                 uint8_t *p = alloc_packed(bytes);
                 cr_assert_eq(pack_matrix(p, dtypes[d], &t, r[0], r[1], r[2], r[3]), MOE_OK);
@@ -370,6 +458,76 @@ Test(pack, int8_never_leaves_its_range)
     free(p);
 }
 
+Test(pack, int4_refuses_what_is_not_finite_or_too_large_and_survives_extremes)
+{
+    static const struct {
+        float w;
+        moe_err err;
+        double back; /* q * scale */
+    } cases[] = {
+        {NAN, MOE_EINVAL, 0},
+        {-NAN, MOE_EINVAL, 0},
+        {INFINITY, MOE_EINVAL, 0},
+        {-INFINITY, MOE_EINVAL, 0},
+        {0x1.fffffep127f, MOE_EINVAL, 0},
+        {8 * 65536.0f, MOE_EINVAL, 0}, /* rounds to a scale beyond the halves */
+        {8 * 65504.0f, MOE_OK, 8 * 65504.0},
+        {-8 * 65504.0f, MOE_OK, -8 * 65504.0},
+        {-0.0f, MOE_OK, 0},
+        {0x1p-149f, MOE_OK, 0},
+        {0x1.fffffep-23f, MOE_OK, 0},
+        {0x1p-21f, MOE_OK, 0x1p-21}, /* the smallest half, 8 times */
+        {-0x1p-20f, MOE_OK, -0x1p-20},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        float w[70] = {0};
+        w[66] = cases[i].w;
+        const tensor_view t = view_f32(w, 1, 70);
+        uint8_t *p = alloc_packed(packed_bytes(DTYPE_INT4, 1, 70));
+        cr_expect_eq(pack_matrix(p, DTYPE_INT4, &t, 0, 1, 0, 70), cases[i].err, "case %zu", i);
+        if (!cases[i].err) {
+            const double back = int4_q(p + 576, 0, 2) * int4_scale(p + 576, 0, 2);
+            cr_expect_eq(back, cases[i].back, "case %zu: %g", i, back);
+        }
+        free(p);
+    }
+}
+
+/* What makes int4 useful: less error than the plain rule on bell-shaped weights. */
+Test(pack, int4_scales_lessen_the_squared_error)
+{
+    enum { N = 64, K = 256 };
+    static float w[N][K];
+    for (uint32_t i = 0; i < N * K; i++) {
+        double sum = 0;
+        for (uint64_t j = 0; j < 12; j++)
+            sum += (double)(hash_combine(j, i) >> 11) * 0x1p-53 - 0.5;
+        w[i / K][i % K] = (float)sum;
+    }
+    const tensor_view t = view_f32(&w[0][0], N, K);
+    uint8_t *p = alloc_packed(packed_bytes(DTYPE_INT4, N, K));
+    cr_assert_eq(pack_matrix(p, DTYPE_INT4, &t, 0, N, 0, K), MOE_OK);
+    double error = 0, plain_error = 0, size = 0;
+    for (uint32_t i = 0; i < N * K; i += 32) {
+        const uint32_t n = i / K, k0 = i % K;
+        const uint8_t *block = p + n / 16 * tile_bytes(DTYPE_INT4, K) + k0 / 64 * 576;
+        float most = 0;
+        for (uint32_t k = k0; k < k0 + 32; k++)
+            most = fabsf(w[n][k]) > fabsf(most) ? w[n][k] : most;
+        for (uint32_t k = k0; k < k0 + 32; k++) {
+            const double v = w[n][k], plain = most / -8, q = fmin(rint(v / plain), 7);
+            const double got = int4_q(block, n % 16, k % 64) * int4_scale(block, n % 16, k % 64);
+            size += v * v;
+            error += (v - got) * (v - got);
+            plain_error += (v - q * plain) * (v - q * plain);
+        }
+    }
+    printf("int4: squared error %.5f of the weights', plain rule %.5f\n", error / size,
+           plain_error / size);
+    cr_expect_lt(error, 0.93 * plain_error);
+    free(p);
+}
+
 static const uint32_t widths[] = {1, 28, 64, 65, 256, 14336};
 
 Test(pack, tensor_parallel_slices_cover_the_width_once_and_evenly)
@@ -450,7 +608,7 @@ Test(pack, slices_side_by_side_are_the_whole)
         const tensor_view w[3] = {view_f32(w1, width, hidden), view_f32(w2, hidden, width),
                                   view_f32(w3, width, hidden)};
         for (uint32_t ranks = 1; ranks <= 8; ranks++) {
-            for (size_t d = 0; d < 3; d++) {
+            for (size_t d = 0; d < DTYPES; d++) {
                 if (width > 1000 && ranks % 3 != 0) continue; /* 3 and 6 do for the large one */
                 expect_slices_equal_whole(dtypes[d], width, hidden, ranks, w);
             }
@@ -474,7 +632,7 @@ Test(pack, an_expert_fills_its_slot_with_gate_up_then_down)
         const uint32_t width = config->intermediate_size, expert = config->num_experts - 1;
         const tensor_view *w2 = checkpoint_tensor(c, TENSOR_W2, 1, expert);
         for (uint32_t rank = 0; rank < 3; rank++) {
-            for (size_t d = 0; d < 3; d++) {
+            for (size_t d = 0; d < DTYPES; d++) {
                 expert_layout layout;
                 uint32_t begin, end;
                 tp_slice(width, rank, 3, &begin, &end);

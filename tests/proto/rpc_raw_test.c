@@ -1,8 +1,9 @@
-/* rpc server against a peer that speaks nng but not our protocol, or speaks it wrongly. */
+/* rpc server against a peer that speaks our protocol wrongly, or another one. */
 #include <criterion/criterion.h>
 
-#include <nng/nng.h>
-#include <nng/protocol/reqrep0/req.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #include "common/hash.h"
 #include "echo_service.h"
@@ -10,8 +11,18 @@
 
 static echo_service echo;
 static rpc_server *server;
-static nng_socket raw;
+static int raw = -1;
 static char url[128];
+
+static void
+dial(const char *where)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", where + strlen(RPC_IPC_PREFIX));
+    if (raw >= 0) close(raw);
+    raw = socket(AF_UNIX, SOCK_STREAM, 0);
+    cr_assert_eq(connect(raw, (struct sockaddr *)&address, sizeof address), 0);
+}
 
 static void
 setup(void)
@@ -21,44 +32,61 @@ setup(void)
     const rpc_server_options opt = {
         .url = echo_ipc_url(url, sizeof url), .service = &echo.base.base, .concurrency = 2};
     cr_assert_eq(rpc_server_start(&server, &opt, &eb), MOE_OK, "%s", eb.text);
-    cr_assert_eq(nng_req0_open(&raw), 0);
-    nng_socket_set_ms(raw, NNG_OPT_RECVTIMEO, 20000);
-    nng_socket_set_ms(raw, NNG_OPT_SENDTIMEO, 20000);
-    nng_socket_set_ms(raw, NNG_OPT_RECONNMINT, 5);
-    cr_assert_eq(nng_dial(raw, url, NULL, 0), 0);
+    dial(url);
 }
 
 static void
 teardown(void)
 {
-    nng_close(raw);
+    close(raw);
+    raw = -1;
     rpc_server_stop(server);
     server = NULL;
 }
 
 TestSuite(rpc_raw, .init = setup, .fini = teardown, .timeout = 60);
 
+/* The server may have hung up: false. */
+static bool
+send_bytes(const void *bytes, size_t len)
+{
+    return send(raw, bytes, len, MSG_NOSIGNAL) == (ssize_t)len;
+}
+
+/* false: the server has hung up. */
+static bool
+receive_bytes(void *out, size_t len)
+{
+    for (size_t got = 0; got < len;) {
+        const ssize_t n = recv(raw, (char *)out + got, len - got, 0);
+        if (n <= 0) return false;
+        got += (size_t)n;
+    }
+    return true;
+}
+
 typedef struct answer {
     rpc_header header;
-    char text[256];
+    char text[8192];
 } answer;
+
+static bool
+receive_answer(answer *a)
+{
+    memset(a, 0, sizeof *a);
+    if (!receive_bytes(&a->header, sizeof a->header)) return false;
+    cr_assert_eq(a->header.magic, RPC_MAGIC);
+    cr_assert_eq(a->header.version, RPC_VERSION);
+    cr_assert_lt(a->header.body_bytes, sizeof a->text);
+    return receive_bytes(a->text, a->header.body_bytes);
+}
 
 static answer
 exchange(const void *bytes, size_t len)
 {
-    nng_msg *msg;
-    answer a = {0};
-    cr_assert_eq(nng_msg_alloc(&msg, 0), 0);
-    nng_msg_append(msg, bytes, len);
-    cr_assert_eq(nng_sendmsg(raw, msg, 0), 0);
-    cr_assert_eq(nng_recvmsg(raw, &msg, 0), 0);
-    errbuf eb;
-    const moe_err err = rpc_header_parse(&a.header, nng_msg_body(msg), nng_msg_len(msg), &eb);
-    if (a.header.incarnation != 0) cr_assert_eq(err, MOE_OK, "%s", eb.text);
-    const size_t body = nng_msg_len(msg) - sizeof(rpc_header);
-    memcpy(a.text, (char *)nng_msg_body(msg) + sizeof(rpc_header),
-           body < sizeof a.text - 1 ? body : sizeof a.text - 1);
-    nng_msg_free(msg);
+    static answer a;
+    cr_assert(send_bytes(bytes, len));
+    cr_assert(receive_answer(&a));
     return a;
 }
 
@@ -98,31 +126,53 @@ Test(rpc_raw, answers_malformed_messages_with_an_error_and_lives)
     const struct {
         size_t offset;
         unsigned char value;
-        size_t len;
         rpc_status want;
     } cases[] = {
-        {0, 'X', len, RPC_FAILED_PRECONDITION}, /* magic */
-        {4, 99, len, RPC_FAILED_PRECONDITION},  /* version */
-        {5, 77, len, RPC_INVALID_ARGUMENT},     /* kind */
-        {5, RPC_KIND_REPLY, len, RPC_INVALID_ARGUMENT},
-        {6, 1, len, RPC_INVALID_ARGUMENT},     /* reserved */
-        {8, 0, len, RPC_UNIMPLEMENTED},        /* another service */
-        {16, 0, len, RPC_INVALID_ARGUMENT},    /* incarnation 0 */
-        {32, 200, len, RPC_UNIMPLEMENTED},     /* method */
-        {40, 1, len, RPC_INVALID_ARGUMENT},    /* status in a call */
-        {44, 1, len, RPC_INVALID_ARGUMENT},    /* body length */
-        {48, 0xff, len, RPC_INVALID_ARGUMENT}, /* body is no protobuf */
-        {0, 'C', 0, RPC_INVALID_ARGUMENT},     /* empty message */
-        {0, 'C', 47, RPC_INVALID_ARGUMENT},
-        {0, 'C', len - 1, RPC_INVALID_ARGUMENT},
+        {5, 77, RPC_INVALID_ARGUMENT}, /* kind */
+        {5, RPC_KIND_REPLY, RPC_INVALID_ARGUMENT},
+        {6, 1, RPC_INVALID_ARGUMENT},     /* reserved */
+        {8, 0, RPC_UNIMPLEMENTED},        /* another service */
+        {16, 0, RPC_INVALID_ARGUMENT},    /* incarnation 0 */
+        {32, 200, RPC_UNIMPLEMENTED},     /* method */
+        {40, 1, RPC_INVALID_ARGUMENT},    /* status in a call */
+        {48, 0xff, RPC_INVALID_ARGUMENT}, /* body is no protobuf */
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         memcpy(bad, call, len);
         bad[cases[i].offset] = cases[i].value;
-        const answer a = exchange(bad, cases[i].len);
+        const answer a = exchange(bad, len);
         cr_expect_eq(a.header.status, cases[i].want, "case %zu: %s: %s", i,
                      rpc_status_name(a.header.status), a.text);
         cr_expect_neq(a.text[0], '\0');
+    }
+    cr_expect_eq(times_called(call, len), 1);
+}
+
+Test(rpc_raw, hangs_up_with_a_last_word_when_it_can_not_tell_where_a_message_ends)
+{
+    unsigned char call[512], bad[512];
+    const size_t len = make_call(call, 1, ECHO_SAY, "hi");
+    const struct {
+        size_t offset;
+        unsigned char value;
+        rpc_status want;
+    } cases[] = {
+        {0, 'X', RPC_FAILED_PRECONDITION}, /* magic */
+        {4, 99, RPC_FAILED_PRECONDITION},  /* version */
+        {47, 0xff, RPC_INVALID_ARGUMENT},  /* body length */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        answer a;
+        memcpy(bad, call, len);
+        bad[cases[i].offset] = cases[i].value;
+        cr_assert(send_bytes(bad, len));
+        cr_expect(receive_answer(&a));
+        cr_expect_eq(a.header.status, cases[i].want, "case %zu: %s: %s", i,
+                     rpc_status_name(a.header.status), a.text);
+        cr_expect_eq(a.header.request_id, 0);
+        cr_expect_neq(a.text[0], '\0');
+        cr_expect_not(receive_answer(&a));
+        dial(url);
     }
     cr_expect_eq(times_called(call, len), 1);
 }
@@ -133,11 +183,66 @@ Test(rpc_raw, survives_random_bytes)
     for (uint64_t i = 0; i < 200; i++) {
         for (uint64_t j = 0; j < sizeof bytes; j++)
             bytes[j] = (unsigned char)hash_combine(i, j);
-        const answer a = exchange(bytes, hash_mix(i) % sizeof bytes);
-        cr_expect_neq(a.header.status, RPC_OK);
+        answer a;
+        send_bytes(bytes, sizeof(rpc_header) + hash_mix(i) % (sizeof bytes - sizeof(rpc_header)));
+        while (receive_answer(&a))
+            cr_expect_neq(a.header.status, RPC_OK);
+        dial(url);
     }
     unsigned char call[512];
     cr_expect_eq(times_called(call, make_call(call, 1, ECHO_SAY, "hi")), 1);
+}
+
+Test(rpc_raw, reads_calls_however_they_are_cut_and_answers_them_in_order)
+{
+    enum { CALL_COUNT = 40 };
+    static unsigned char stream[CALL_COUNT * 256];
+    for (size_t step = 1; step < 200; step += 23) {
+        size_t len = 0;
+        answer a;
+        for (uint64_t i = 0; i < CALL_COUNT; i++) {
+            char text[64] = "";
+            memset(text, 'x', i);
+            len += make_call(stream + len, step * CALL_COUNT + i, ECHO_SAY, text);
+        }
+        for (size_t at = 0; at < len; at += step)
+            cr_assert(send_bytes(stream + at, at + step < len ? step : len - at));
+        for (uint64_t i = 0; i < CALL_COUNT; i++) {
+            cr_assert(receive_answer(&a));
+            cr_expect_eq(a.header.status, RPC_OK);
+            cr_expect_eq(a.header.request_id, step * CALL_COUNT + i);
+        }
+    }
+}
+
+Test(rpc_raw, stops_reading_a_peer_that_does_not_read_its_replies_and_serves_others)
+{
+    /* Each reply is large: were they kept without a bound, all calls would be read. */
+    enum { CALL_MAX = 20000, STALL_MS = 300 };
+    unsigned char call[512];
+    uint32_t bytes = 100000;
+    echo_request request = CONCLAVE__TEST__ECHO_REQUEST__INIT;
+    request.text = (char *)"";
+    request.numbers = &bytes;
+    request.n_numbers = 1;
+    rpc_header header;
+    make_call(call, 1, ECHO_GROW, "");
+    memcpy(&header, call, sizeof header);
+    header.body_bytes = (uint32_t)protobuf_c_message_pack(&request.base, call + sizeof header);
+    const size_t len = sizeof header + header.body_bytes;
+    struct pollfd writable = {.fd = raw, .events = POLLOUT};
+    unsigned sent = 0;
+    while (sent < CALL_MAX && poll(&writable, 1, STALL_MS) == 1) {
+        header.request_id = ++sent;
+        memcpy(call, &header, sizeof header);
+        cr_assert(send_bytes(call, len));
+    }
+    cr_expect_lt(sent, CALL_MAX);
+    const int greedy = raw;
+    raw = -1;
+    dial(url);
+    cr_expect_eq(times_called(call, make_call(call, sent + 1, ECHO_SAY, "other")), 1);
+    close(greedy);
 }
 
 Test(rpc_raw, carries_out_a_repeated_request_once_and_repeats_its_answer)
@@ -157,23 +262,15 @@ Test(rpc_raw, refuses_a_repeated_request_whose_answer_is_not_there)
 {
     unsigned char call[512], large[8192];
     size_t len = make_call(call, 1, ECHO_HOLD, "held");
-    nng_ctx ctx;
-    nng_aio *aio;
-    nng_msg *msg;
-    cr_assert_eq(nng_ctx_open(&ctx, raw), 0);
-    cr_assert_eq(nng_aio_alloc(&aio, NULL, NULL), 0);
-    nng_msg_alloc(&msg, 0);
-    nng_msg_append(msg, call, len);
-    nng_aio_set_msg(aio, msg);
-    nng_ctx_send(ctx, aio);
-    nng_aio_wait(aio);
+    answer a;
+    cr_assert(send_bytes(call, len));
     echo_wait_held(&echo, 1);
-    answer a = exchange(call, len);
+    a = exchange(call, len);
     cr_expect_eq(a.header.status, RPC_FAILED_PRECONDITION);
     cr_expect(strstr(a.text, "is being carried out") != NULL, "%s", a.text);
     echo_answer(echo.held[0].call, echo.held[0].request, 1);
-    nng_aio_free(aio);
-    nng_ctx_close(ctx);
+    cr_assert(receive_answer(&a));
+    cr_expect_eq(a.header.status, RPC_OK);
 
     char text[6000];
     memset(text, 'x', sizeof text);
@@ -197,9 +294,7 @@ Test(rpc_raw, refuses_proofs_that_are_made_up_or_overheard)
                                     .secret = "secret",
                                     .secret_bytes = 6};
     cr_assert_eq(rpc_server_start(&guarded, &opt, &eb), MOE_OK, "%s", eb.text);
-    nng_close(raw);
-    cr_assert_eq(nng_req0_open(&raw), 0);
-    cr_assert_eq(nng_dial(raw, guarded_url, NULL, 0), 0);
+    dial(guarded_url);
 
     unsigned char call[512], message[sizeof(rpc_header) + 64] = {0};
     const size_t len = make_call(call, 1, ECHO_SAY, "hi");

@@ -21,11 +21,55 @@ Test(rpc_wire, lays_the_header_out_as_documented)
                                     4,    0,   0,   0,   0, 1, 0, 0,    0, 0, 0, 0, 0, 0, 0, 0};
     cr_expect_arr_eq(&header, want, 48);
 
-    rpc_header parsed;
-    cr_expect_eq(rpc_header_parse(&parsed, want, 48, NULL), MOE_OK);
-    cr_expect_arr_eq(&parsed, &header, sizeof header);
-    for (size_t len = 0; len < 48; len++)
-        cr_expect_eq(rpc_header_parse(&parsed, want, len, NULL), MOE_EINVAL);
+    rpc_header found;
+    size_t bytes;
+    cr_expect_eq(rpc_frame_find(&found, want, 48, 0, &bytes, NULL), MOE_OK);
+    cr_expect_eq(bytes, 48);
+    cr_expect_arr_eq(&found, &header, sizeof header);
+    cr_expect_eq(rpc_header_check(&found, NULL), MOE_OK);
+}
+
+Test(rpc_wire, finds_a_frame_once_all_of_it_is_there)
+{
+    unsigned char stream[48 + 100 + 48] = {0};
+    rpc_header header = rpc_header_make(RPC_KIND_CALL, 100), found;
+    size_t bytes;
+    memcpy(stream, &header, sizeof header);
+    for (size_t len = 0; len < 48; len++) {
+        cr_expect_eq(rpc_frame_find(&found, stream, len, 100, &bytes, NULL), MOE_OK);
+        cr_expect_eq(bytes, 0);
+        cr_expect_eq(found.body_bytes, 0);
+    }
+    for (size_t len = 48; len <= sizeof stream; len++) {
+        cr_expect_eq(rpc_frame_find(&found, stream, len, 100, &bytes, NULL), MOE_OK);
+        cr_expect_eq(bytes, len < 148 ? 0 : 148);
+        cr_expect_eq(found.body_bytes, 100);
+    }
+    errbuf eb;
+    cr_expect_eq(rpc_frame_find(&found, stream, 48, 99, &bytes, &eb), MOE_ERANGE);
+    cr_expect_str_eq(eb.text, "message of 100 bytes, at most 99 are read");
+    stream[4]++;
+    cr_expect_eq(rpc_frame_find(&found, stream, 48, 100, &bytes, &eb), MOE_EMISMATCH);
+    stream[0]++;
+    cr_expect_eq(rpc_frame_find(&found, stream, 48, 100, &bytes, &eb), MOE_EMISMATCH);
+    cr_expect_eq(bytes, 0);
+}
+
+Test(rpc_wire, refuses_headers_that_promise_what_does_not_exist)
+{
+    const struct {
+        size_t offset;
+        unsigned char value;
+    } cases[] = {
+        {5, 0}, {5, RPC_KIND_END}, {6, 1}, {7, 1}, {16, 0}, {40, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        rpc_header header = rpc_header_make(RPC_KIND_CALL, 0);
+        header.incarnation = 1;
+        cr_expect_eq(rpc_header_check(&header, NULL), MOE_OK);
+        ((unsigned char *)&header)[cases[i].offset] = cases[i].value;
+        cr_expect_eq(rpc_header_check(&header, NULL), MOE_EINVAL, "case %zu", i);
+    }
 }
 
 Test(rpc_wire, tells_services_apart_and_refuses_recursive_ones)

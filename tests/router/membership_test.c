@@ -444,6 +444,10 @@ Test(membership, answers_while_a_worker_loads)
 {
     pthread_t thread;
     start_hanging(&thread);
+    membership_status s;
+    do { /* both load at once: the other may not be done yet */
+        membership_get_status(m, &s);
+    } while (s.workers_ready == 0);
     expect_detail("1 of 2 workers are ready; worker 1 is loading");
     cr_expect(membership_on_heartbeat(m, 1, 101));
     expert_fleet fleet;

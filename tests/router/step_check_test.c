@@ -60,7 +60,7 @@ static moe_err
 check(errbuf *eb)
 {
     bool seen[4];
-    return step_check(&rules, slots, seen, 4, &request, eb);
+    return step_check(&rules, slots, seen, &request, eb);
 }
 
 static void
@@ -76,7 +76,8 @@ Test(step_check, a_good_step_passes)
 {
     errbuf eb = {{0}};
     cr_expect_eq(check(&eb), MOE_OK, "%s", eb.text);
-    request.step = 1; /* the frontend starts over */
+    work[1].n_tokens = 0;
+    work[1].token_is_last_sampled = slots[1].sampled = true;
     cr_expect_eq(check(&eb), MOE_OK, "%s", eb.text);
     request.n_work = 0;
     cr_expect_eq(check(&eb), MOE_OK, "%s", eb.text);
@@ -88,24 +89,94 @@ Test(step_check, names_the_rule_that_a_step_breaks)
     expect(MOE_ERANGE, "5 sequences in a step, at most 4");
     request.router_incarnation = 8;
     expect(MOE_ECLOSED, "another router");
-    request.step = 7;
-    expect(MOE_EINVAL, "step 7 does not follow step 4");
     work[0].slot = 4;
     expect(MOE_EINVAL, "slot 4 is not below 4");
     work[0].slot = 1;
     expect(MOE_EINVAL, "slot 1 is named twice");
     work[0].n_tokens = 0;
     expect(MOE_EINVAL, "slot 0: work without tokens");
+    work[1].token_is_last_sampled = slots[1].sampled = true;
+    expect(MOE_EINVAL, "slot 1: no token was sampled that could be fed, or others are given");
+    work[1].n_tokens = 0;
     work[1].token_is_last_sampled = true;
-    expect(MOE_EINVAL, "slot 1: work without tokens");
+    expect(MOE_EINVAL, "slot 1: no token was sampled");
+    work[0].n_tokens = 0;
+    work[0].token_is_last_sampled = slots[0].sampled = true;
+    expect(MOE_EINVAL, "slot 0: no token was sampled");
+    work[1].start_pos = slots[1].known = 32;
+    work[1].n_tokens = 0;
+    work[1].token_is_last_sampled = slots[1].sampled = true;
+    expect(MOE_EINVAL, "slot 1: 2 blocks do not cover positions up to 33");
     work[0].n_tokens = 40;
     work[0].n_blocks = 3;
     expect(MOE_ERANGE, "41 tokens in a step, at most 40");
     tokens[3] = 100;
     expect(MOE_EINVAL, "slot 0: token id 100 is not below 100");
+    init.cached_tokens = cached;
+    init.n_cached_tokens = work[0].start_pos = 5;
+    cached[4] = 101;
+    work[0].n_blocks = 2;
+    expect(MOE_EINVAL, "slot 0: cached token id 101 is not below 100");
+    cached[4] = 0;
     work[0].has_next_token = true;
     work[0].next_token = 101;
     expect(MOE_EINVAL, "slot 0: next_token 101");
+}
+
+Test(step_check, steps_follow_each_other_within_a_life)
+{
+    const step_order order = {.client = 9, .life = 3, .step = 4};
+    step_order failed = order;
+    failed.failed = true;
+    const struct {
+        const step_order *order;
+        uint64_t client, life, step;
+        moe_err want;
+        const char *text;
+    } cases[] = {
+        {&order, 9, 3, 5, MOE_OK, ""},
+        {&order, 9, 3, 4, MOE_EINVAL, "step 4 came where step 5 is due"},
+        {&order, 9, 3, 6, MOE_EINVAL, "step 6 came where step 5 is due"},
+        {&order, 9, 3, 1, MOE_EINVAL, "step 1 came"},
+        {&order, 9, 4, 1, MOE_OK, ""},
+        {&order, 9, 4, 5, MOE_EINVAL, "step 5 came where step 1 is due"},
+        {&order, 9, 2, 1, MOE_ECLOSED, "started over"},
+        {&order, 8, 1, 1, MOE_OK, ""}, /* another frontend */
+        {&order, 8, 3, 5, MOE_EINVAL, "step 5 came"},
+        {&failed, 9, 3, 5, MOE_ECLOSED, "step 4 failed"},
+        {&failed, 9, 4, 1, MOE_OK, ""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        errbuf eb = {{0}};
+        request.life = cases[i].life;
+        request.step = cases[i].step;
+        cr_expect_eq(step_order_check(cases[i].order, cases[i].client, &request, &eb),
+                     cases[i].want, "case %zu: %s", i, eb.text);
+        cr_expect_not_null(strstr(eb.text, cases[i].text), "case %zu: %s", i, eb.text);
+    }
+}
+
+Test(step_check, a_step_that_has_overtaken_the_one_before_it_is_known)
+{
+    const step_order order = {.client = 9, .life = 3, .step = 4};
+    step_order failed = order;
+    failed.failed = true;
+    const struct {
+        const step_order *order;
+        uint64_t client, life, step;
+        bool want;
+    } cases[] = {
+        {&order, 9, 3, 6, true},  {&order, 9, 3, 5, false},
+        {&order, 9, 3, 7, false}, {&failed, 9, 3, 6, false}, /* it waits for nothing any more */
+        {&order, 9, 4, 2, true},  {&order, 9, 4, 1, false},
+        {&order, 9, 2, 2, false}, {&order, 8, 1, 2, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        request.life = cases[i].life;
+        request.step = cases[i].step;
+        cr_expect_eq(step_order_overtook(cases[i].order, cases[i].client, &request), cases[i].want,
+                     "case %zu", i);
+    }
 }
 
 Test(step_check, names_what_does_not_follow_in_a_slot)
@@ -140,7 +211,7 @@ Test(step_check, names_blocks_that_do_not_fit)
     expect(MOE_EINVAL, "slot 0: 5 blocks");
     slots[1].known = work[1].start_pos = 32;
     expect(MOE_EINVAL, "slot 1: 2 blocks do not cover positions up to 33");
-    slots[1] = (slot_state){true, 64, 4};
+    slots[1] = (slot_state){.used = true, .known = 64, .block_count = 4};
     work[1].start_pos = 64;
     expect(MOE_EINVAL, "do not cover positions up to 65");
 }

@@ -26,7 +26,8 @@
 #define BLOCKS_PER_SEQ (MODEL_LEN / KV_BLOCK_TOKENS)
 #define STEP_TOKENS 32
 #define SILENT_MS 60000 /* of real time no test lasts so long */
-#define CALLS_MAX 4
+#define CALLS_MAX 6
+#define CROWD 5 /* calls behind a running step: one more than may wait */
 #define SPARE 9 /* an index of the exchange that is no worker's */
 
 /* A call of Step on its way, or answered. */
@@ -53,6 +54,7 @@ static rpc_client *client;
 static fake_worker workers[WORKERS];
 static step_call calls[CALLS_MAX];
 static uint32_t call_count;
+static uint64_t life;                                    /* of the frontend */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards calls[].done */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static errbuf eb;
@@ -241,6 +243,7 @@ plan_begin(step_plan *p, uint64_t step)
     memset(p, 0, sizeof *p);
     conclave__step_request__init(&p->request);
     p->request.step = step;
+    p->request.life = life;
     p->request.router_incarnation = INCARNATION;
     p->request.work = p->pointers;
 }
@@ -484,8 +487,8 @@ Test(stepper, refuses_what_does_not_follow_and_changes_nothing)
     static const struct {
         rpc_status status;
         const char *text;
-    } want[KINDS] = {[GAP] = {RPC_INVALID_ARGUMENT, "step 4 does not follow step 2"},
-                     [REPEAT] = {RPC_INVALID_ARGUMENT, "step 2 does not follow step 2"},
+    } want[KINDS] = {[GAP] = {RPC_INVALID_ARGUMENT, "step 5 came where step 3 is due"},
+                     [REPEAT] = {RPC_INVALID_ARGUMENT, "step 2 came where step 3 is due"},
                      [OTHER_ROUTER] = {RPC_UNAVAILABLE, "another router's KV cache"},
                      [SLOT_OUTSIDE] = {RPC_INVALID_ARGUMENT, "slot 3 is not below 3"},
                      [SLOT_UNUSED] = {RPC_INVALID_ARGUMENT, "slot 2"},
@@ -495,7 +498,8 @@ Test(stepper, refuses_what_does_not_follow_and_changes_nothing)
                      [TOKEN] = {RPC_INVALID_ARGUMENT, "slot 1: token id"}};
     for (int kind = 0; kind < KINDS; kind++) {
         step_plan p;
-        plan_begin(&p, kind == GAP ? 4 : kind == REPEAT ? 2 : 3);
+        if (kind > REPEAT) life++;
+        plan_begin(&p, kind == GAP ? 5 : kind == REPEAT ? 2 : 1);
         plan_add(&p, &seqs[0], seqs[0].count - 1, 1); /* good: it must not be carried out */
         test_seq q = seqs[1];
         if (kind == TOKEN) q.tokens[q.count - 1] = model->vocab_size;
@@ -510,7 +514,8 @@ Test(stepper, refuses_what_does_not_follow_and_changes_nothing)
         cr_expect_not_null(strstr(eb.text, want[kind].text), "\"%s\" is not said: %s",
                            want[kind].text, eb.text);
     }
-    step_all(3, seqs, 2, false);
+    life++;
+    step_all(1, seqs, 2, false);
     expect_right(seqs, 2);
 }
 
@@ -524,6 +529,7 @@ Test(stepper, refuses_more_than_a_step_may_hold)
     plan_add(&p, &q, 0, STEP_TOKENS + 1);
     cr_expect_neq(run_step(&p, NULL), RPC_OK);
     cr_expect_not_null(strstr(eb.text, "33 tokens in a step, at most 32"), "%s", eb.text);
+    life++;
     plan_begin(&p, 1);
     plan_add(&p, &q, 0, STEP_TOKENS);
     cr_expect_eq(run_step(&p, NULL), RPC_OK, "%s", eb.text);
@@ -539,6 +545,7 @@ Test(stepper, is_unavailable_until_the_fleet_is_ready_and_says_who_is_missing)
     cr_expect_eq(run_step(&p, NULL), RPC_UNAVAILABLE);
     cr_expect_not_null(strstr(eb.text, "worker 0 is absent"), "%s", eb.text);
     start_workers();
+    life++;
     step_all(1, &q, 1, true);
     step_all(2, &q, 1, false);
     expect_right(&q, 1);
@@ -546,27 +553,60 @@ Test(stepper, is_unavailable_until_the_fleet_is_ready_and_says_who_is_missing)
 
 /* ---- several steps at a time ---- */
 
-/* A step that waits for worker 0, and three behind it, of which one has been refused. */
+/* The second of two steps in flight feeds what the first samples. */
+Test(stepper, feeds_the_token_that_the_step_before_sampled)
+{
+    start_router(EXCHANGE_AUTO);
+    start_workers();
+    test_seq q = draw_seq(0, 8, 0.9);
+    static step_plan first, second;
+    for (int swapped = 0; swapped < 2; swapped++) { /* whichever arrives first */
+        const uint32_t known = q.count;
+        life++;
+        plan_begin(&first, 1);
+        plan_add(&first, &q, 0, known);
+        plan_begin(&second, 2);
+        Conclave__SeqWork *w = plan_add(&second, &q, known, 1);
+        w->n_tokens = 0;
+        w->token_is_last_sampled = w->sample = true;
+        step_call *a, *b;
+        if (swapped) {
+            b = begin(&second);
+            a = begin(&first);
+        } else {
+            a = begin(&first);
+            b = begin(&second);
+        }
+        cr_assert_eq(finish(a)->status, RPC_OK, "%s", a->error);
+        cr_assert_eq(finish(b)->status, RPC_OK, "%s", b->error);
+        q.tokens[q.count++] = a->reply->results[0]->token;
+        q.tokens[q.count++] = b->reply->results[0]->token;
+    }
+    expect_right(&q, 1);
+}
+
+/* A step that waits for worker 0, and five behind it, of which one has been refused. */
 static void
 crowd(test_seq *q)
 {
-    static step_plan running, empty;
+    static step_plan running, empty[CROWD];
     fake_worker_hold(&workers[0], true);
     plan_begin(&running, 1);
     plan_add(&running, q, 0, q->count);
     begin(&running);
     fake_worker_wait_holding(&workers[0]);
-    plan_begin(&empty, 1); /* may follow any step, so their order does not matter */
-    for (int i = 0; i < 3; i++) {
-        begin(&empty);
+    for (int i = 0; i < CROWD; i++) {
+        life++;
+        plan_begin(&empty[i], 1);
+        begin(&empty[i]);
     }
     pthread_mutex_lock(&lock);
-    while (calls[1].done + calls[2].done + calls[3].done == 0)
+    while (calls[1].done + calls[2].done + calls[3].done + calls[4].done + calls[5].done == 0)
         pthread_cond_wait(&changed, &lock);
     pthread_mutex_unlock(&lock);
 }
 
-/* How many of the three behind ended so; waits for all. */
+/* How many of those behind ended so; waits for all. */
 static uint32_t
 count_ends(rpc_status status, const char *text)
 {
@@ -578,7 +618,7 @@ count_ends(rpc_status status, const char *text)
     return count;
 }
 
-Test(stepper, lets_two_steps_wait_and_refuses_the_third)
+Test(stepper, lets_four_steps_wait_and_refuses_the_fifth)
 {
     start_router(EXCHANGE_AUTO);
     start_workers();
@@ -586,10 +626,11 @@ Test(stepper, lets_two_steps_wait_and_refuses_the_third)
     crowd(&q);
     fake_worker_hold(&workers[0], false);
     cr_assert_eq(finish(&calls[0])->status, RPC_OK, "%s", calls[0].error);
-    cr_expect_eq(count_ends(RPC_RESOURCE_EXHAUSTED, "in flight already"), 1);
-    cr_expect_eq(count_ends(RPC_OK, ""), 2);
+    cr_expect_eq(count_ends(RPC_RESOURCE_EXHAUSTED, "4 steps wait already"), 1);
+    cr_expect_eq(count_ends(RPC_OK, ""), 4, "in the order of their lives");
     q.tokens[q.count++] = calls[0].reply->results[0]->token;
-    step_all(2, &q, 1, false);
+    life++;
+    step_all(1, &q, 1, false);
     expect_right(&q, 1);
 }
 
@@ -605,6 +646,7 @@ static void
 begin_stop(pthread_t *thread)
 {
     static step_plan empty;
+    life++;
     plan_begin(&empty, 1);
     cr_assert_eq(pthread_create(thread, NULL, stop_main, steps), 0);
     rpc_status status;
@@ -624,7 +666,7 @@ Test(stepper, stop_answers_the_steps_that_wait_after_the_running_one)
     begin_stop(&thread);
     fake_worker_hold(&workers[0], false);
     cr_expect_eq(finish(&calls[0])->status, RPC_OK, "%s", calls[0].error);
-    cr_expect_eq(count_ends(RPC_UNAVAILABLE, "stopping"), 2);
+    cr_expect_eq(count_ends(RPC_UNAVAILABLE, "stopping"), 4);
     pthread_join(thread, NULL);
     steps = NULL;
 }
@@ -639,7 +681,7 @@ Test(stepper, stop_does_not_wait_for_a_worker_once_the_membership_is_closed)
     stepper_stop(steps);
     steps = NULL;
     cr_expect_eq(finish(&calls[0])->status, RPC_UNAVAILABLE, "%s", calls[0].error);
-    cr_expect_eq(count_ends(RPC_UNAVAILABLE, ""), 2);
+    cr_expect_eq(count_ends(RPC_UNAVAILABLE, ""), 4);
 }
 
 /* ---- a worker is lost in the middle of a step ---- */
@@ -686,8 +728,9 @@ static void
 expect_recovered(test_seq seqs[2])
 {
     make_ready();
-    step_all(4, seqs, 2, true);
-    step_all(5, seqs, 2, false);
+    life++;
+    step_all(1, seqs, 2, true);
+    step_all(2, seqs, 2, false);
     expect_right(seqs, 2);
 }
 

@@ -1,0 +1,47 @@
+#include "common/phases.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/log.h"
+
+void
+phases_init(phases *p, const char *const *names, uint32_t count, bool on)
+{
+    assert(count > 0 && count <= PHASES_MAX);
+    *p = (phases){.names = names, .count = count, .on = on};
+    p->since_ns = p->reported_ns = clock_now_ns();
+}
+
+void
+phases_report(phases *p, const char *subsystem)
+{
+    if (!p->on || p->rounds == 0) return;
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < p->count; i++)
+        total += p->ns[i];
+    char text[PHASES_MAX * 32] = "";
+    size_t len = 0;
+    for (uint32_t i = 0; i < p->count && total > 0 && len < sizeof text; i++) {
+        if (p->ns[i] == 0) continue;
+        len += (size_t)snprintf(text + len, sizeof text - len, " %s=%.1f%%", p->names[i],
+                                100.0 * (double)p->ns[i] / (double)total);
+    }
+    LOG_INFO(subsystem, "profile rounds=%llu items=%llu us_per_round=%.1f%s",
+             (unsigned long long)p->rounds, (unsigned long long)p->items,
+             (double)(total - p->ns[0]) / 1e3 / (double)p->rounds, text);
+    memset(p->ns, 0, sizeof p->ns);
+    p->rounds = p->items = 0;
+    p->reported_ns = clock_now_ns();
+}
+
+void
+phases_end_round(phases *p, const char *subsystem, uint64_t items)
+{
+    if (!p->on) return;
+    phase_enter(p, 0);
+    p->rounds++;
+    p->items += items;
+    if (p->since_ns - p->reported_ns >= PHASES_REPORT_NS) phases_report(p, subsystem);
+}
