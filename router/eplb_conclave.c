@@ -12,7 +12,8 @@
 #define TOLERANCE_FEW_MOVES 0.01
 #define TOLERANCE_FRESH 0.001
 
-enum { REARRANGED, EXTENDED, FRESH, PROPOSALS };
+/* What a worker sheds has to go to one that itself may have more than expected. */
+#define LOOSE_FACTOR 2
 
 /* What became of one layer. */
 typedef struct layer_choice {
@@ -38,6 +39,7 @@ typedef struct decision {
     double gain_per_row;    /* ns over the interval, for each row less on the slowest worker */
     double cost_per_move;   /* ns */
     double sigmas;          /* of chance, that a gain must exceed */
+    double reach; /* times sqrt(rows): what a step's rows vary by, in rows of the window */
     double ideal_sum;
 } decision;
 
@@ -90,8 +92,9 @@ decision_init(decision *d, const eplb_input *in, const double *speeds, placement
     if (c->move_bytes_per_s > 0)
         d->cost_per_move = c->bytes_per_expert * c->move_interference / c->move_bytes_per_s * 1e9;
     /* The largest of n normal numbers is about sqrt(2 ln n) sigmas above their mean. */
-    if (c->noise_sigmas >= 0)
-        d->sigmas = c->noise_sigmas + sqrt(2 * log((double)layers * next->worker_count));
+    if (c->noise_sigmas < 0) return MOE_OK;
+    d->sigmas = c->noise_sigmas + sqrt(2 * log((double)layers * next->worker_count));
+    d->reach = LOOSE_FACTOR * sqrt(2 * log(next->worker_count)) * sqrt(window);
     return MOE_OK;
 }
 
@@ -102,18 +105,6 @@ chance(const decision *d, const eplb_layer *l)
     uint32_t w;
     eplb_layer_slowest(l, &w);
     return d->sigmas * sqrt(l->rows[w]) / d->fleet.speeds[w];
-}
-
-static void
-propose(decision *d, uint32_t kind, uint32_t layer)
-{
-    eplb_layer_copy(d->plan, d->base);
-    if (kind == FRESH) {
-        eplb_search_fresh(d->search, d->plan, TOLERANCE_FRESH);
-        eplb_search_relabel(d->search, d->plan, d->in->current, layer);
-    } else {
-        eplb_search_improve(d->search, d->plan, kind == EXTENDED, TOLERANCE_FEW_MOVES);
-    }
 }
 
 /* Does it pay to gain so much for so much?  Asked of every proposal, and of what a later one has
@@ -153,6 +144,48 @@ weigh(decision *d, layer_choice *choice, double noise)
     eplb_layer_copy(d->best, d->plan);
 }
 
+/* Go on from what is there, as long as a step may pay.  Each step's outcome is a proposal: what
+ * pays may be the first few. */
+static void
+propose_steps(decision *d, layer_choice *choice, bool add_replicas, double noise)
+{
+    const double price = d->in->costs.hysteresis * d->cost_per_move / d->gain_per_row;
+    eplb_layer_copy(d->plan, d->base);
+    for (uint32_t i = 0; i < eplb_search_steps_max(&d->fleet); i++) {
+        if (!eplb_search_step(d->search, d->plan, add_replicas, TOLERANCE_FEW_MOVES, price)) return;
+        weigh(d, choice, noise);
+    }
+}
+
+static void
+propose_fresh(decision *d, layer_choice *choice, double noise)
+{
+    eplb_layer_copy(d->plan, d->base);
+    eplb_search_fresh(d->search, d->plan, TOLERANCE_FRESH);
+    eplb_search_relabel(d->search, d->plan, d->in->current, choice->layer);
+    weigh(d, choice, noise);
+}
+
+/* A layer that changes anyway also uses its slots for what single steps need, if that pays. */
+static void
+loosen(decision *d, layer_choice *choice)
+{
+    eplb_layer_copy(d->plan, d->best);
+    eplb_search_loosen(d->search, d->plan, d->reach);
+    const uint32_t moves = eplb_layer_moves(d->plan, d->in->current, choice->layer);
+    const double extra = moves > choice->moves ? moves - choice->moves : 0;
+    const double gain =
+        (eplb_layer_unlucky(d->best, d->reach) - eplb_layer_unlucky(d->plan, d->reach)) *
+        d->gain_per_row;
+    uint32_t w;
+    if (!pays(d, gain, extra * d->cost_per_move)) return;
+    choice->gain_ns += gain;
+    choice->cost_ns += extra * d->cost_per_move;
+    choice->moves = moves;
+    choice->after = eplb_layer_slowest(d->plan, &w);
+    eplb_layer_copy(d->best, d->plan);
+}
+
 static void
 choose_for_layer(decision *d, uint32_t layer)
 {
@@ -170,11 +203,12 @@ choose_for_layer(decision *d, uint32_t layer)
     const double noise = chance(d, d->base);
     const double most = choice->before - d->base->ideal - noise;
     if (most <= 0 || most < d->in->costs.gain_min * d->base->ideal) return;
-    for (uint32_t kind = 0; kind < PROPOSALS; kind++) {
-        propose(d, kind, layer);
-        weigh(d, choice, noise);
-    }
-    if (choice->worth) eplb_layer_store(d->best, current, d->next, layer);
+    propose_steps(d, choice, false, noise);
+    propose_steps(d, choice, true, noise);
+    propose_fresh(d, choice, noise);
+    if (!choice->worth) return;
+    if (d->reach > 0) loosen(d, choice);
+    eplb_layer_store(d->best, current, d->next, layer);
 }
 
 /* Repairs first, then most gain less cost for each expert moved. */

@@ -185,6 +185,30 @@ eplb_layer_slowest(const eplb_layer *l, uint32_t *worker)
     return most;
 }
 
+double
+eplb_layer_loose(const eplb_layer *l, uint32_t worker)
+{
+    double loose = 0;
+    for (uint32_t s = l->fleet->slot_first[worker]; s < l->fleet->slot_first[worker + 1]; s++) {
+        const uint32_t e = l->slots[s];
+        if (e != PLACEMENT_EMPTY && l->nexts[l->heads[e]] != EPLB_NO_SLOT) loose += l->parts[s];
+    }
+    return loose;
+}
+
+double
+eplb_layer_unlucky(const eplb_layer *l, double reach)
+{
+    double most = 0;
+    for (uint32_t w = 0; w < l->fleet->worker_count; w++) {
+        if (l->rows[w] <= 0) continue;
+        const double over = reach * sqrt(l->rows[w]) - eplb_layer_loose(l, w);
+        const double time = (l->rows[w] + (over > 0 ? over : 0)) / l->fleet->speeds[w];
+        if (time > most) most = time;
+    }
+    return most;
+}
+
 /* Keep what fits; returns whether all of it did. */
 static bool
 keep_hosted(eplb_layer *l, const placement *from, uint32_t layer)

@@ -80,6 +80,13 @@ eplb_layer_time(const eplb_layer *l, uint32_t worker)
 /* Largest time, and the first worker that has it. */
 double eplb_layer_slowest(const eplb_layer *l, uint32_t *worker);
 
+/* Rows of the worker that another host could take over: those of experts with replicas. */
+double eplb_layer_loose(const eplb_layer *l, uint32_t worker);
+
+/* Time of the slowest worker if each has reach * sqrt(its rows) more than expected, and can shed
+ * what is loose: what single steps are like, whose rows vary while placements stay. */
+double eplb_layer_unlucky(const eplb_layer *l, double reach);
+
 /* Start from a layer of a placement (NULL: from nothing) whose workers may be fewer, more, or have
  * other slots: keep what fits, then give experts without a host the room there is, if need be that
  * of replicas. Settled. S >= E.  Returns whether everything the placement hosts could stay, and

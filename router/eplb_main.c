@@ -112,7 +112,7 @@ replay_file(const char *path, const replay_config *config, bool json)
         if (summary.slots_note[0]) fprintf(stderr, "%s\n", summary.slots_note);
         if (summary.cut_off) fprintf(stderr, "%s: %s\n", path, eb.text);
         print_summary(&p, config, &summary);
-    } else {
+    } else if (bytes != NULL) { /* else the text names the file already */
         err_wrap(&eb, err, "%s", path);
     }
     file_unmap(bytes, len);

@@ -41,7 +41,7 @@ eplb_default_costs(void)
     return (eplb_costs){.row_ns = 1000,
                         .move_bytes_per_s = 100e6,
                         .move_interference = 0.1,
-                        .gain_min = 0.02,
+                        .gain_min = 0.01,
                         .hysteresis = 1.5,
                         .noise_sigmas = 2.5};
 }

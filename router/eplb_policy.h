@@ -5,15 +5,19 @@
  * differs from what is there.
  *
  * `conclave` never puts two replicas of an expert on one worker, knows unequal workers, and moves
- * only what pays.  For each layer it looks at three proposals, the cheapest first:
- *   rearranged  experts change places, no replica is added
- *   extended    as few experts as possible change, replicas may be added
+ * only what pays.  For each layer it looks at proposals, the cheapest first:
+ *   rearranged  experts change places one after the other, no replica is added
+ *   extended    the same, and replicas may be added
  *   fresh       solved anew, workers relabelled so that most experts stay
- * and takes a later one only if what it gains beyond the one before pays for itself:
+ * (after each step of the first two there is one) and takes a later one only if what it gains
+ * beyond the one before pays for itself:
  *   gain  what the slowest worker's time falls by, over the next interval, beyond what chance
  *         explains: counts of N rows vary by sqrt(N), so a slowest worker is partly slow by luck,
  *         and the new placement is partly fitted to that luck
  *   cost  bytes to move, at their price
+ * Single steps vary more than the window's sums.  A layer that changes anyway also gets replicas
+ * for that, if they pay: of experts with many rows, on workers that could not shed any else.
+ *
  * A layer is adopted if its gain is at least gain_min of its ideal time, and hysteresis times its
  * cost. Layers are taken in the order of gain per byte, and what is moved later in the interval has
  * less of it left to gain from.  Experts without a host (their worker is gone, or is drained) are
@@ -64,7 +68,7 @@ typedef struct eplb_costs {
                                  take counts as exact */
 } eplb_costs;
 
-/* Values that suit: 2 %, 1.5, 2.5 sigmas, 10 % interference, 100 MB/s, 1 us a row. */
+/* Values that suit: 1 %, 1.5, 2.5 sigmas, 10 % interference, 100 MB/s, 1 us a row. */
 eplb_costs eplb_default_costs(void);
 
 typedef struct eplb_input {

@@ -59,6 +59,7 @@ start_placement(replay *r, char *note, errbuf *eb)
     err = placement_create(&r->linear, r->layers, r->experts, c->worker_count, r->slot_counts, eb);
     if (!err) err = placement_set_linear(r->linear, eb);
     if (!err) err = placement_clone(&r->current, r->linear, eb);
+    if (!err) placement_fill_spare(r->current);
     return err;
 }
 

@@ -1,9 +1,10 @@
 /* eplb_replay: what a policy would have done on a recorded load.
  *
- * The experts start in a linear placement.  The trace's steps go through the statistics; at every
- * interval the policy decides, and what it adopts is in force from the next step on.  Meanwhile the
- * rows of every record go through the replica choice, so that the balancedness that users would
- * have had can be told, beside that of the linear placement.
+ * The experts start in a linear placement, slots to spare filled with replicas.  The trace's steps
+ * go through the statistics; at every interval the policy decides, and what it adopts is in force
+ * from the next step on.  Meanwhile the rows of every record go through the replica choice, so that
+ * the balancedness that users would have had can be told, beside that of the linear placement
+ * without replicas.
  *
  * Threads: no shared state.
  */

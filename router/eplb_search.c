@@ -1,5 +1,6 @@
 #include "router/eplb_search.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,18 +25,26 @@ struct eplb_search {
     uint32_t *phy2log, *phyrank, *logcnt; /* [S] [S] [E] of DeepSeek's solution */
     uint32_t *labels;                     /* [W] new number of each worker while relabelling */
     uint16_t *overlaps;                   /* [W][W] experts of one that another hosts already */
-    unsigned char *taken;                 /* [W] is this number given away? */
+    unsigned char *taken;                 /* [W] is this number given away, this worker given up? */
     unsigned char *on_slowest;            /* [E] is it on the slowest worker? */
     unsigned char *is_host;               /* [W] of the expert that is looked at */
 };
 
 /* Expert in slot `from` of the slowest worker goes to worker `to`, in exchange for slot `back`
- * there unless that is EPLB_NO_SLOT. */
+ * there, or in its place, unless that is EPLB_NO_SLOT. */
 typedef struct search_step {
     uint32_t from, to, back;
     bool keep;    /* `from` keeps the expert too */
+    bool drop;    /* `back` is a replica that goes */
     double score; /* what the slower of the two workers gains, for each expert moved */
 } search_step;
+
+/* What find_step() looks for. */
+typedef struct search_wish {
+    bool add_replicas;
+    double slowest; /* time now */
+    double price;   /* least gain in time, for each expert moved */
+} search_wish;
 
 moe_err
 eplb_search_create(eplb_search **out, const eplb_fleet *fleet, uint32_t num_groups,
@@ -97,43 +106,71 @@ pair_time(const eplb_layer *l, uint32_t a, uint32_t b, double rows)
 }
 
 static void
-offer(search_step *best, search_step step, double gain, uint32_t moves, double least)
+offer(const search_wish *wish, search_step *best, search_step step, double time, uint32_t moves)
 {
+    const double gain = wish->slowest - time;
     step.score = gain / moves;
-    if (gain > least && step.score > best->score) *best = step;
+    if (gain > GAIN_MIN * wish->slowest && step.score > wish->price && step.score > best->score)
+        *best = step;
 }
 
-/* Into an empty slot: all of the rows, or as many as make both equally slow. */
+/* Into an empty slot of b, which has `rows` then: all of the slot's rows, or as many as make both
+ * workers equally slow.  time: of a third worker that the step slows down. */
 static void
-offer_room(const eplb_layer *l, uint32_t a, uint32_t slot, uint32_t b, bool add_replicas,
-           double slowest, search_step *best)
+offer_slot(const eplb_layer *l, const search_wish *wish, search_step step, double rows, double time,
+           search_step *best)
 {
-    const double va = l->fleet->speeds[a], vb = l->fleet->speeds[b];
-    const double level = (l->rows[a] * vb - l->rows[b] * va) / (va + vb);
-    const bool keep = level < l->parts[slot];
-    const double rows = keep && add_replicas ? level : l->parts[slot];
+    const uint32_t a = l->owners[step.from];
+    const double va = l->fleet->speeds[a], vb = l->fleet->speeds[step.to];
+    const double level = (l->rows[a] * vb - rows * va) / (va + vb);
     if (level <= 0) return;
-    const search_step step = {slot, b, EPLB_NO_SLOT, keep && add_replicas, 0};
-    offer(best, step, slowest - pair_time(l, a, b, rows), 1, GAIN_MIN * slowest);
+    step.keep = wish->add_replicas && level < l->parts[step.from];
+    const double gone = step.keep ? level : l->parts[step.from];
+    const double ta = (l->rows[a] - gone) / va, tb = (rows + gone) / vb;
+    const double pair = ta > tb ? ta : tb;
+    offer(wish, best, step, pair > time ? pair : time, 1);
+}
+
+/* Time of the fastest other host that takes over what this replica has; negative if only the
+ * slowest worker could. */
+static double
+time_without(const eplb_layer *l, uint32_t replica, uint32_t slowest)
+{
+    double least = -1;
+    for (uint32_t h = l->heads[l->slots[replica]]; h != EPLB_NO_SLOT; h = l->nexts[h]) {
+        const uint32_t w = l->owners[h];
+        if (h == replica || w == slowest) continue;
+        const double time = (l->rows[w] + l->parts[replica]) / l->fleet->speeds[w];
+        if (least < 0 || time < least) least = time;
+    }
+    return least < 0 && l->parts[replica] <= 0 ? 0 : least;
 }
 
 static void
-offer_exchanges(const eplb_search *s, const eplb_layer *l, uint32_t a, uint32_t slot, uint32_t b,
-                double slowest, search_step *best)
+offer_worker(const eplb_search *s, const eplb_layer *l, const search_wish *wish, uint32_t slot,
+             uint32_t b, search_step *best)
 {
+    const uint32_t a = l->owners[slot];
+    search_step step = {.from = slot, .to = b, .back = EPLB_NO_SLOT};
+    if (l->spares[b] != 0) offer_slot(l, wish, step, l->rows[b], 0, best);
     for (uint32_t back = l->fleet->slot_first[b]; back < l->fleet->slot_first[b + 1]; back++) {
         const uint32_t f = l->slots[back];
-        if (f == PLACEMENT_EMPTY || s->on_slowest[f]) continue;
+        if (f == PLACEMENT_EMPTY) continue;
+        step.back = back;
+        if (l->nexts[l->heads[f]] != EPLB_NO_SLOT) {
+            const double time = time_without(l, back, a);
+            step.drop = true;
+            if (time >= 0) offer_slot(l, wish, step, l->rows[b] - l->parts[back], time, best);
+        }
         const double rows = l->parts[slot] - l->parts[back];
-        if (rows <= 0) continue;
-        const search_step step = {slot, b, back, false, 0};
-        offer(best, step, slowest - pair_time(l, a, b, rows), 2, GAIN_MIN * slowest);
+        step.drop = step.keep = false;
+        if (rows > 0 && !s->on_slowest[f]) offer(wish, best, step, pair_time(l, a, b, rows), 2);
     }
 }
 
 /* The best step that relieves worker a. */
 static void
-find_steps_of(eplb_search *s, const eplb_layer *l, uint32_t a, bool add_replicas, double slowest,
+find_steps_of(eplb_search *s, const eplb_layer *l, const search_wish *wish, uint32_t a,
               search_step *best)
 {
     const eplb_fleet *f = l->fleet;
@@ -148,9 +185,7 @@ find_steps_of(eplb_search *s, const eplb_layer *l, uint32_t a, bool add_replicas
             s->is_host[l->owners[h]] = 1;
         for (uint32_t u = 0; u < s->usable_count; u++) {
             const uint32_t b = s->usable[u];
-            if (s->is_host[b]) continue;
-            if (l->spares[b] != 0) offer_room(l, a, i, b, add_replicas, slowest, best);
-            offer_exchanges(s, l, a, i, b, slowest, best);
+            if (!s->is_host[b]) offer_worker(s, l, wish, i, b, best);
         }
     }
 }
@@ -158,14 +193,14 @@ find_steps_of(eplb_search *s, const eplb_layer *l, uint32_t a, bool add_replicas
 /* The step that gains most for each expert moved.  Workers that share experts are often equally
  * slow, and what relieves one of them relieves all: each is looked at. */
 static search_step
-find_step(eplb_search *s, const eplb_layer *l, bool add_replicas)
+find_step(eplb_search *s, const eplb_layer *l, bool add_replicas, double price)
 {
-    search_step best = {EPLB_NO_SLOT, 0, EPLB_NO_SLOT, false, 0};
+    search_step best = {.from = EPLB_NO_SLOT};
     uint32_t w;
-    const double slowest = eplb_layer_slowest(l, &w);
+    const search_wish wish = {add_replicas, eplb_layer_slowest(l, &w), price};
     for (uint32_t u = 0; u < s->usable_count; u++) {
-        if (eplb_layer_time(l, s->usable[u]) >= slowest * (1 - EQUALLY_SLOW))
-            find_steps_of(s, l, s->usable[u], add_replicas, slowest, &best);
+        if (eplb_layer_time(l, s->usable[u]) >= wish.slowest * (1 - EQUALLY_SLOW))
+            find_steps_of(s, l, &wish, s->usable[u], &best);
     }
     return best;
 }
@@ -178,12 +213,10 @@ take_step(eplb_layer *l, const search_step *step)
     if (step->back != EPLB_NO_SLOT) {
         const uint32_t f = l->slots[step->back];
         eplb_layer_remove(l, step->back);
-        eplb_layer_add(l, f, a);
-        eplb_layer_add(l, e, step->to);
+        if (!step->drop) eplb_layer_add(l, f, a);
         eplb_layer_refill(l, f);
-    } else {
-        eplb_layer_add(l, e, step->to);
     }
+    eplb_layer_add(l, e, step->to);
     eplb_layer_refill(l, e);
     eplb_layer_settle(l);
 }
@@ -277,12 +310,12 @@ clear_slot(const eplb_search *s, eplb_layer *l, uint32_t slot)
 /* Empty a slot, take the best step then, and keep the outcome in s->saved if it is the fastest so
  * far. */
 static void
-try_without(eplb_search *s, const eplb_layer *l, uint32_t slot, double *least)
+try_without(eplb_search *s, const eplb_layer *l, uint32_t slot, double price, double *least)
 {
     uint32_t w;
     eplb_layer_copy(s->trial, l);
     if (!clear_slot(s, s->trial, slot)) return;
-    const search_step step = find_step(s, s->trial, true);
+    const search_step step = find_step(s, s->trial, true, price);
     if (step.from != EPLB_NO_SLOT) take_step(s->trial, &step);
     const double slowest = eplb_layer_slowest(s->trial, &w);
     if (slowest >= *least) return;
@@ -293,16 +326,16 @@ try_without(eplb_search *s, const eplb_layer *l, uint32_t slot, double *least)
 /* When no single step helps: empty a slot, of a fast worker or of a small replica, so that a
  * replica of what is slow fits in.  l changes only if that pays. */
 static bool
-make_room(eplb_search *s, eplb_layer *l)
+make_room(eplb_search *s, eplb_layer *l, double price)
 {
     uint32_t a;
-    const double bar = eplb_layer_slowest(l, &a) * (1 - GAIN_MIN);
+    const double bar = eplb_layer_slowest(l, &a) * (1 - GAIN_MIN) - 2 * price;
     double least = bar;
     uint32_t slot = EPLB_NO_SLOT, b = EPLB_NO_SLOT;
     for (uint32_t i = 0; i < ROOM_REPLICAS_MAX; i++) {
         slot = next_replica(l, a, slot);
         if (slot == EPLB_NO_SLOT) break;
-        try_without(s, l, slot, &least);
+        try_without(s, l, slot, price, &least);
     }
     for (uint32_t i = 0; i < ROOM_WORKERS_MAX; i++) {
         b = next_fastest(s, l, b);
@@ -311,7 +344,7 @@ make_room(eplb_search *s, eplb_layer *l)
         for (uint32_t j = 0; j < ROOM_SLOTS_MAX; j++) {
             slot = next_smallest(l, b, slot);
             if (slot == EPLB_NO_SLOT) break;
-            try_without(s, l, slot, &least);
+            try_without(s, l, slot, price, &least);
         }
     }
     if (least >= bar) return false;
@@ -319,24 +352,92 @@ make_room(eplb_search *s, eplb_layer *l)
     return true;
 }
 
-void
-eplb_search_improve(eplb_search *s, eplb_layer *l, bool add_replicas, double tolerance)
+bool
+eplb_search_step(eplb_search *s, eplb_layer *l, bool add_replicas, double tolerance, double price)
 {
-    for (uint32_t i = 0; i < 4 * l->fleet->slot_count + 64; i++) { /* a bound, never met yet */
-        uint32_t w;
-        const double slowest = eplb_layer_slowest(l, &w);
-        if (slowest <= l->ideal * (1 + tolerance)) return;
-        const search_step step = find_step(s, l, add_replicas);
-        if (step.from == EPLB_NO_SLOT) {
-            if (!add_replicas || !make_room(s, l)) return;
-            continue;
+    uint32_t w;
+    const double slowest = eplb_layer_slowest(l, &w);
+    if (slowest <= l->ideal * (1 + tolerance)) return false;
+    const search_step step = find_step(s, l, add_replicas, price);
+    if (step.from == EPLB_NO_SLOT) return add_replicas && make_room(s, l, price);
+    eplb_layer_copy(s->saved, l);
+    take_step(l, &step);
+    if (eplb_layer_slowest(l, &w) <= slowest) return true;
+    eplb_layer_copy(l, s->saved); /* by rounding only */
+    return false;
+}
+
+/* The best there is from here on, whatever it moves. */
+static void
+improve(eplb_search *s, eplb_layer *l, double tolerance)
+{
+    uint32_t steps = 0;
+    while (steps < eplb_search_steps_max(l->fleet) && eplb_search_step(s, l, true, tolerance, 0))
+        steps++;
+}
+
+/* The worker that lacks most to shed, and its largest part that can't be shed; false: none lacks
+ * anything, or what it has can't be helped (`taken` marks workers given up). */
+static bool
+find_stiff(const eplb_search *s, const eplb_layer *l, double reach, uint32_t *slot)
+{
+    double most = 0;
+    uint32_t worker = EPLB_NO_SLOT;
+    for (uint32_t u = 0; u < s->usable_count; u++) {
+        const uint32_t w = s->usable[u];
+        const double lack = reach * sqrt(l->rows[w] > 0 ? l->rows[w] : 0) - eplb_layer_loose(l, w);
+        if (s->taken[w] || lack <= most) continue;
+        most = lack;
+        worker = w;
+    }
+    if (worker == EPLB_NO_SLOT) return false;
+    *slot = EPLB_NO_SLOT;
+    for (uint32_t i = l->fleet->slot_first[worker]; i < l->fleet->slot_first[worker + 1]; i++) {
+        if (l->slots[i] == PLACEMENT_EMPTY || is_replica(l, i)) continue;
+        if (*slot == EPLB_NO_SLOT || l->parts[i] > l->parts[*slot]) *slot = i;
+    }
+    return *slot != EPLB_NO_SLOT;
+}
+
+/* Where a replica of this slot's expert does most good: a spare slot on the fastest worker, else
+ * the slot of the replica with the fewest rows, if its expert has less than half as many. */
+static bool
+add_replica_of(const eplb_search *s, eplb_layer *l, uint32_t slot)
+{
+    const uint32_t e = l->slots[slot], a = l->owners[slot];
+    uint32_t b = next_fastest(s, l, EPLB_NO_SLOT);
+    while (b != EPLB_NO_SLOT && (b == a || l->spares[b] == 0))
+        b = next_fastest(s, l, b);
+    if (b == EPLB_NO_SLOT) {
+        uint32_t coldest = EPLB_NO_SLOT;
+        for (uint32_t i = 0; i < l->fleet->slot_count; i++) {
+            if (l->owners[i] == a || !is_replica(l, i)) continue;
+            if (coldest == EPLB_NO_SLOT || l->loads[l->slots[i]] < l->loads[l->slots[coldest]])
+                coldest = i;
         }
-        eplb_layer_copy(s->saved, l);
-        take_step(l, &step);
-        if (eplb_layer_slowest(l, &w) > slowest) { /* by rounding only */
-            eplb_layer_copy(l, s->saved);
-            return;
-        }
+        if (coldest == EPLB_NO_SLOT || l->loads[l->slots[coldest]] > l->loads[e] / 2) return false;
+        b = l->owners[coldest];
+        drop_replica(l, coldest);
+    }
+    eplb_layer_add(l, e, b);
+    eplb_layer_refill(l, e);
+    eplb_layer_settle(l);
+    return true;
+}
+
+void
+eplb_search_loosen(eplb_search *s, eplb_layer *l, double reach)
+{
+    uint32_t slot, w;
+    memset(s->taken, 0, l->fleet->worker_count);
+    for (uint32_t i = 0; i < l->fleet->slot_count && find_stiff(s, l, reach, &slot); i++) {
+        const double before = eplb_layer_slowest(l, &w);
+        eplb_layer_copy(s->trial, l);
+        if (add_replica_of(s, s->trial, slot) &&
+            eplb_layer_slowest(s->trial, &w) <= before * (1 + GAIN_MIN))
+            eplb_layer_copy(l, s->trial);
+        else
+            s->taken[l->owners[slot]] = 1;
     }
 }
 
@@ -382,14 +483,14 @@ eplb_search_fresh(eplb_search *s, eplb_layer *l, double tolerance)
     double least = -1;
     for (uint32_t nodes = 1;; nodes = s->num_nodes) {
         if (s->equal_slots && start_deepseek(s, l, nodes == 1 ? 1 : s->num_groups, nodes)) {
-            eplb_search_improve(s, l, true, tolerance);
+            improve(s, l, tolerance);
             keep_better(s->best, l, &least);
         }
         if (nodes == s->num_nodes) break;
     }
     if (least < 0 || least > l->ideal * (1 + tolerance)) {
         eplb_layer_start(l, l->loads, NULL, 0);
-        eplb_search_improve(s, l, true, tolerance);
+        improve(s, l, tolerance);
         keep_better(s->best, l, &least);
     }
     eplb_layer_copy(l, s->best);

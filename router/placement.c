@@ -105,6 +105,46 @@ placement_set_linear(placement *p, errbuf *eb)
     return MOE_OK;
 }
 
+/* An expert of worker `from` that worker w does not have yet, the one in the lowest slot;
+ * PLACEMENT_EMPTY if there is none. */
+static uint32_t
+expert_to_take(const placement *p, uint32_t layer, uint32_t w, uint32_t from)
+{
+    const uint32_t *slots = placement_layer_slots(p, layer);
+    for (uint32_t s = p->slot_first[from]; s < p->slot_first[from + 1]; s++) {
+        if (slots[s] != PLACEMENT_EMPTY && !placement_is_host(p, layer, slots[s], w))
+            return slots[s];
+    }
+    return PLACEMENT_EMPTY;
+}
+
+static void
+fill_worker(placement *p, uint32_t layer, uint32_t w)
+{
+    uint32_t *slots = p->slots + (size_t)layer * p->slot_count;
+    uint32_t from = w, fruitless = 0;
+    for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1] && fruitless < p->worker_count;) {
+        if (slots[s] != PLACEMENT_EMPTY) {
+            s++;
+            continue;
+        }
+        from = from + 1 == p->worker_count ? 0 : from + 1;
+        slots[s] = expert_to_take(p, layer, w, from);
+        fruitless = slots[s] == PLACEMENT_EMPTY ? fruitless + 1 : 0;
+    }
+}
+
+void
+placement_fill_spare(placement *p)
+{
+    for (uint32_t l = 0; l < p->num_layers; l++) {
+        for (uint32_t w = 0; w < p->worker_count; w++)
+            fill_worker(p, l, w);
+    }
+    placement_index(p);
+    placement_set_even_shares(p);
+}
+
 /* A counting sort of the slots by expert, then duplicates (which lie side by side) are squeezed
  * out. */
 void

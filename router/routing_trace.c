@@ -81,7 +81,8 @@ check_header(const routing_trace_header *h, errbuf *eb)
                        h->num_experts);
     if (h->top_k == 0 || h->top_k > h->num_experts)
         return err_set(eb, MOE_ERANGE, "a trace of top-%u of %u experts", h->top_k, h->num_experts);
-    if (h->steps_per_record == 0) return err_set(eb, MOE_ERANGE, "a trace of no steps in a record");
+    if (h->steps_per_record == 0 || h->steps_per_record > ROUTING_TRACE_STEPS_MAX)
+        return err_set(eb, MOE_ERANGE, "a trace of %u steps in a record", h->steps_per_record);
     return MOE_OK;
 }
 

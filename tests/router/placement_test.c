@@ -58,6 +58,35 @@ Test(placement, linear_keeps_unequal_capacities)
     }
 }
 
+Test(placement, spare_slots_are_filled_with_replicas_of_the_neighbours)
+{
+    placement *p = make(1, 4, 2, (uint32_t[]){3, 4});
+    cr_assert_eq(placement_set_linear(p, NULL), MOE_OK);
+    placement_fill_spare(p);
+    cr_expect_arr_eq(p->slots, ((uint32_t[]){0, 1, 2, 2, 3, 0, 1}), 7 * sizeof(uint32_t));
+    cr_expect_eq(placement_check(p, true, NULL), MOE_OK);
+    placement_free(p);
+
+    errbuf eb;
+    for (uint64_t seed = 0; seed < 300; seed++) {
+        uint32_t counts[5], sum = 0;
+        for (uint32_t w = 0; w < 5; w++)
+            sum += counts[w] = (uint32_t)(hash_combine(seed, w) % 9);
+        if (sum < 7) continue;
+        p = make(2, 7, 5, counts);
+        cr_assert_eq(placement_set_linear(p, NULL), MOE_OK);
+        placement_fill_spare(p);
+        cr_assert_eq(placement_check(p, true, &eb), MOE_OK, "%s", eb.text);
+        for (uint32_t w = 0; w < 5; w++) { /* empty only where nothing is left to take */
+            uint32_t hosted = 0;
+            for (uint32_t e = 0; e < 7; e++)
+                hosted += placement_is_host(p, 1, e, w);
+            cr_assert_eq(hosted, counts[w] < 7 ? counts[w] : 7);
+        }
+        placement_free(p);
+    }
+}
+
 Test(placement, create_refuses_sizes_that_are_none)
 {
     const uint32_t counts[] = {1, PLACEMENT_SLOT_MAX};
