@@ -9,6 +9,8 @@
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
+#include "router/eplb_config.h"
+#include "router/placement.h"
 #include "router/service.h"
 
 #define UPDATE_MS 100
@@ -40,8 +42,9 @@ on_signal(int sig)
 typedef struct options {
     const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
         *transport, *packed_cache, *cpu_affinity, *log_level;
-    int64_t router_id, workers, max_num_seqs, max_num_batched_tokens, max_model_len, num_kv_blocks,
-        micro_batches, threads, worker_timeout_ms;
+    const char *eplb_config;
+    int64_t router_id, workers, num_redundant_experts, max_num_seqs, max_num_batched_tokens,
+        max_model_len, num_kv_blocks, micro_batches, threads, worker_timeout_ms;
     bool profile, print_run_id;
 } options;
 
@@ -72,6 +75,22 @@ size_transformer(const options *o, const model_config *model)
         c.kv_block_count = (uint32_t)count;
     }
     return c;
+}
+
+/* --eplb-config, and the flag for the one of its values that also matters without balancing. */
+static moe_err
+read_eplb_config(const options *o, bool tp, eplb_config *out, errbuf *eb)
+{
+    *out = eplb_default_config();
+    const moe_err err =
+        o->eplb_config[0] != '\0' ? eplb_config_parse(o->eplb_config, out, eb) : MOE_OK;
+    if (err) return err;
+    if (o->num_redundant_experts >= 0)
+        out->num_redundant_experts = (uint32_t)o->num_redundant_experts;
+    if (tp && out->num_redundant_experts != 0)
+        return err_set(eb, MOE_EUNSUPPORTED,
+                       "redundant experts: with --parallelism tp every worker has a slice of all");
+    return MOE_OK;
 }
 
 static int
@@ -124,22 +143,26 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     uint32_t heartbeat_ms = (uint32_t)o->worker_timeout_ms / 4;
     if (heartbeat_ms > HEARTBEAT_MS_MAX) heartbeat_ms = HEARTBEAT_MS_MAX;
     const bool tp = strcmp(o->parallelism, "tp") == 0;
+    eplb_config balance;
+    err = read_eplb_config(o, tp, &balance, eb);
+    if (err) goto done;
     const exchange_choice choice = strcmp(o->exchange, "shm") == 0   ? EXCHANGE_ONLY_SHM
                                    : strcmp(o->exchange, "nng") == 0 ? EXCHANGE_ONLY_NNG
                                                                      : EXCHANGE_AUTO;
-    err =
-        membership_create(&running,
-                          &(membership_config){.worker_count = (uint32_t)o->workers,
-                                               .mode = tp ? WIRE_TP : WIRE_EP,
-                                               .exchange = choice,
-                                               .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,
-                                               .load_timeout_ms = 3600 * 1000,
-                                               .identity = &id,
-                                               .limits = limits,
-                                               .router_end = exchange,
-                                               .router_id = (uint32_t)o->router_id,
-                                               .router_incarnation = incarnation},
-                          eb);
+    err = membership_create(
+        &running,
+        &(membership_config){.worker_count = (uint32_t)o->workers,
+                             .mode = tp ? WIRE_TP : WIRE_EP,
+                             .num_redundant_experts = balance.num_redundant_experts,
+                             .exchange = choice,
+                             .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,
+                             .load_timeout_ms = 3600 * 1000,
+                             .identity = &id,
+                             .limits = limits,
+                             .router_end = exchange,
+                             .router_id = (uint32_t)o->router_id,
+                             .router_incarnation = incarnation},
+        eb);
     if (err) goto done;
     err = stepper_start(&step,
                         &(stepper_config){.transformer = tf,
@@ -216,6 +239,10 @@ main(int argc, char **argv)
          "expert workers to wait for"},
         {"parallelism", NULL, FLAG_CHOICE, &o.parallelism, "ep", 0, 0, "ep|tp", NULL,
          "ep: whole experts on a worker; tp: a slice of every expert on every worker"},
+        {"eplb-config", NULL, FLAG_STRING, &o.eplb_config, "", 0, 0, NULL, NULL,
+         "JSON with vLLM's keys; num_redundant_experts: replicas in each layer, over all workers"},
+        {"num-redundant-experts", NULL, FLAG_INT, &o.num_redundant_experts, "-1", -1,
+         PLACEMENT_SLOT_MAX, NULL, "experts", "that key by itself; -1 = as --eplb-config says"},
         {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, dtype_choices, NULL,
          "the experts' weights"},
         {"attn-dtype", NULL, FLAG_CHOICE, &o.attn_dtype, "auto", 0, 0, auto_dtype_choices, NULL,

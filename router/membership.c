@@ -9,6 +9,7 @@
 #include "common/futex.h"
 #include "common/log.h"
 #include "proto/rpc.h"
+#include "router/eplb_policy.h"
 
 #define ATTACH_TIMEOUT_MS 10000
 #define LOAD_MESSAGE_BYTES (16u << 20)
@@ -52,11 +53,34 @@ struct membership {
     _Atomic bool stopping;
     bool ready, closed;
     uint64_t epoch;
-    uint32_t *expert_worker; /* [L][E] */
-    uint32_t *load_ids;      /* scratch of the control thread: [L * E] */
+    placement *placement; /* WIRE_EP; else NULL */
+    uint32_t *load_ids;   /* scratch of the control thread: [L * E] */
     worker workers[WORKER_MAX];
     bring_up_call calls[WORKER_MAX]; /* scratch of the control thread */
 };
+
+/* Where experts are at the start: equal runs over the workers, and replicas in what slots are left.
+ * With more workers than slots some host nothing. */
+static moe_err
+place_experts(membership *m, errbuf *eb)
+{
+    const membership_config *c = &m->config;
+    const exchange_limits *l = &c->limits;
+    uint32_t capacities[WORKER_MAX], slot_counts[WORKER_MAX];
+    for (uint32_t w = 0; w < c->worker_count; w++)
+        capacities[w] = l->num_experts;
+    errbuf note;
+    moe_err err =
+        eplb_slot_counts(EPLB_CONCLAVE, l->num_layers, l->num_experts, c->num_redundant_experts,
+                         c->worker_count, capacities, 0, slot_counts, &note);
+    if (err) return err_set(eb, err, "%s", note.text);
+    if (note.text[0] != '\0') LOG_WARN("membership", "%s", note.text);
+    err = placement_create(&m->placement, l->num_layers, l->num_experts, c->worker_count,
+                           slot_counts, eb);
+    if (!err) err = placement_set_linear(m->placement, eb);
+    if (!err) placement_fill_spare(m->placement);
+    return err;
+}
 
 moe_err
 membership_create(membership **out, const membership_config *config, errbuf *eb)
@@ -71,17 +95,12 @@ membership_create(membership **out, const membership_config *config, errbuf *eb)
     pthread_mutex_init(&m->lock, NULL);
     pthread_mutex_init(&m->links, NULL);
     const size_t experts = (size_t)config->limits.num_layers * config->limits.num_experts;
-    m->expert_worker = malloc(experts * sizeof *m->expert_worker);
     m->load_ids = malloc(experts * sizeof *m->load_ids);
-    if (m->expert_worker == NULL || m->load_ids == NULL) {
+    moe_err err = m->load_ids == NULL ? err_set(eb, MOE_ENOMEM, "out of memory") : MOE_OK;
+    if (!err && config->mode == WIRE_EP) err = place_experts(m, eb);
+    if (err) {
         membership_free(m);
-        return err_set(eb, MOE_ENOMEM, "out of memory");
-    }
-    /* Linear placement: experts 0..E-1 in runs of equal length; with more workers than experts some
-     * host nothing. */
-    for (size_t i = 0; i < experts; i++) {
-        const uint64_t e = i % config->limits.num_experts;
-        m->expert_worker[i] = (uint32_t)(e * config->worker_count / config->limits.num_experts);
+        return err;
     }
     *out = m;
     return MOE_OK;
@@ -96,7 +115,7 @@ membership_free(membership *m)
     }
     pthread_mutex_destroy(&m->lock);
     pthread_mutex_destroy(&m->links);
-    free(m->expert_worker);
+    placement_free(m->placement);
     free(m->load_ids);
     free(m);
 }
@@ -190,7 +209,8 @@ begin_load(bring_up_call *call)
     const bool tp = m->config.mode == WIRE_TP;
     size_t count = 0;
     for (size_t i = 0; i < (size_t)l->num_layers * l->num_experts; i++) {
-        if (tp || m->expert_worker[i] == id) m->load_ids[count++] = (uint32_t)i;
+        const uint32_t layer = (uint32_t)(i / l->num_experts), e = (uint32_t)(i % l->num_experts);
+        if (tp || placement_is_host(m->placement, layer, e, id)) m->load_ids[count++] = (uint32_t)i;
     }
     load.epoch = m->epoch + 1;
     load.tp_rank = tp ? id : 0;
@@ -403,7 +423,7 @@ membership_enter(membership *m, expert_fleet *out)
     *out = (expert_fleet){.exchange = m->config.router_end,
                           .mode = m->config.mode,
                           .worker_count = m->config.worker_count,
-                          .expert_worker = m->expert_worker,
+                          .placement = m->placement,
                           .epoch = m->epoch};
     pthread_mutex_unlock(&m->lock);
     if (!ready) pthread_mutex_unlock(&m->links);

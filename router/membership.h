@@ -1,9 +1,9 @@
 /* membership: which workers this router has, and where the experts are.
  *
  * Workers register themselves.  When as many as the cell is to have are there, the placement is
- * computed (linear: experts in equal runs over the workers), each worker is told to load its part,
- * a link is made to it, and the fleet is ready.  A worker whose heartbeats stop is given up; the
- * fleet is not ready until one registers in its place.
+ * computed (linear: experts in equal runs over the workers, and replicas in the slots beyond them),
+ * each worker is told to load its part, a link is made to it, and the fleet is ready.  A worker
+ * whose heartbeats stop is given up; the fleet is not ready until one registers in its place.
  *
  * Threads: on_register, on_heartbeat and the getters from any thread; update() from the control
  * thread; fleet() is for the step thread, between membership_enter() and membership_leave(), which
@@ -28,6 +28,7 @@ typedef enum exchange_choice {
 typedef struct membership_config {
     uint32_t worker_count; /* the cell's size: ids 0 .. worker_count-1 */
     enum wire_mode mode;
+    uint32_t num_redundant_experts; /* WIRE_EP: slots of a layer beyond its experts */
     exchange_choice exchange;
     uint32_t worker_timeout_ms; /* without a heartbeat */
     uint32_t load_timeout_ms;

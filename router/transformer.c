@@ -7,12 +7,15 @@
 #include <sys/mman.h>
 
 #include "common/clock.h"
+#include "router/replica_choice.h"
 #include "router/weights.h"
 
 #define HEAD_ROWS 64     /* logits computed at a time */
 #define ROWS_PER_ITEM 16 /* row operations, attention */
 #define TILES_PER_ITEM 8 /* products */
 #define GEMM_ROWS 256    /* rows of one product item */
+/* Reading an expert's weights once more, on another worker, takes about as long as so many rows. */
+#define REPLICA_ROWS_MIN 8
 #define PARALLEL_MIN                                                                               \
     500000u /* multiply-adds below which waking threads costs more than it gives                   \
              */
@@ -57,6 +60,9 @@ struct transformer {
     micro_batch batches[MICRO_BATCH_MAX];
     uint32_t batch_count;
     uint64_t *expert_tokens; /* [L * E] */
+    replica_choice *choice;
+    uint32_t *expert_rows; /* [E] of the micro-batch that is dispatched */
+    uint64_t *worker_rows; /* [WORKER_MAX] chosen so far */
 
     /* The phase being run by the pool. */
     struct {
@@ -156,10 +162,12 @@ allocate(transformer *tf, errbuf *eb)
     tf->logits = array(HEAD_ROWS * tf->logits_stride, sizeof(float));
     tf->scratch = array(pool_size(tf->pool) * tf->scratch_stride, sizeof(float));
     tf->expert_tokens = array((size_t)c->num_layers * c->num_experts, sizeof(uint64_t));
+    tf->expert_rows = array(c->num_experts, sizeof(uint32_t));
+    tf->worker_rows = array(WORKER_MAX, sizeof(uint64_t));
     if (!tf->rope_cos || !tf->rope_sin || !tf->x || !tf->normed || !tf->act || !tf->qkv ||
         !tf->attn || !tf->proj || !tf->gate_logits || !tf->topk_ids || !tf->topk_weights ||
         !tf->row_seq || !tf->row_pos || !tf->row_index || !tf->wanted || !tf->logits ||
-        !tf->scratch || !tf->expert_tokens)
+        !tf->scratch || !tf->expert_tokens || !tf->expert_rows || !tf->worker_rows)
         return err_set(eb, MOE_ENOMEM, "no memory for the buffers of %u tokens a step", t);
     return MOE_OK;
 }
@@ -191,6 +199,14 @@ transformer_create(transformer **out, const checkpoint *c, const kernel_table *k
         err = dispatch_plan_create(&tf->batches[m].plan, &limits, WORKER_MAX);
         if (err) err_set(eb, err, "no memory for a dispatch plan");
     }
+    if (!err) {
+        /* No worker has an expert twice. */
+        const uint64_t slots = (uint64_t)limits.num_experts * WORKER_MAX;
+        err = replica_choice_create(
+            &tf->choice, limits.num_experts, WORKER_MAX,
+            slots < PLACEMENT_SLOT_MAX ? (uint32_t)slots : PLACEMENT_SLOT_MAX, REPLICA_ROWS_MIN);
+        if (err) err_set(eb, err, "no memory for the choice of replicas");
+    }
     if (err) {
         transformer_free(tf);
         return err;
@@ -204,18 +220,20 @@ void
 transformer_free(transformer *tf)
 {
     if (tf == NULL) return;
-    void *const owned[] = {tf->rope_cos, tf->rope_sin,     tf->x,
-                           tf->normed,   tf->act,          tf->qkv,
-                           tf->attn,     tf->proj,         tf->gate_logits,
-                           tf->topk_ids, tf->topk_weights, tf->row_seq,
-                           tf->row_pos,  tf->row_index,    tf->wanted,
-                           tf->logits,   tf->scratch,      tf->expert_tokens};
+    void *const owned[] = {tf->rope_cos,    tf->rope_sin,     tf->x,
+                           tf->normed,      tf->act,          tf->qkv,
+                           tf->attn,        tf->proj,         tf->gate_logits,
+                           tf->topk_ids,    tf->topk_weights, tf->row_seq,
+                           tf->row_pos,     tf->row_index,    tf->wanted,
+                           tf->logits,      tf->scratch,      tf->expert_tokens,
+                           tf->expert_rows, tf->worker_rows};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
         free(owned[i]);
     }
     for (uint32_t m = 0; m < MICRO_BATCH_MAX; m++) {
         dispatch_plan_free(tf->batches[m].plan);
     }
+    replica_choice_free(tf->choice);
     if (tf->kv != NULL) munmap(tf->kv, tf->kv_bytes);
     router_weights_unload(&tf->weights);
     free(tf);
@@ -491,6 +509,24 @@ attend(transformer *tf, micro_batch *mb, uint32_t layer)
              tf->hidden_stride);
 }
 
+/* Which worker gets which rows: with EP, of an expert's replicas those that make all workers finish
+ * together. */
+static moe_err
+plan_rows(transformer *tf, const expert_fleet *fleet, const micro_batch *mb, uint32_t layer)
+{
+    const size_t first = (size_t)mb->first * tf->config.top_k;
+    const uint32_t *ids = tf->topk_ids + first;
+    if (fleet->mode == WIRE_TP)
+        return dispatch_plan_build(mb->plan, WIRE_TP, NULL, fleet->worker_count, ids,
+                                   tf->topk_weights + first, mb->count);
+    const moe_err err = dispatch_plan_count(mb->plan, ids, mb->count, tf->expert_rows);
+    if (err) return err;
+    memset(tf->worker_rows, 0, fleet->worker_count * sizeof *tf->worker_rows);
+    const dispatch_split split = replica_choice_run(tf->choice, fleet->placement, layer,
+                                                    tf->expert_rows, NULL, tf->worker_rows);
+    return dispatch_plan_build_split(mb->plan, &split, fleet->worker_count, ids, mb->count);
+}
+
 static moe_err
 gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer,
                   uint64_t step, uint32_t *lost, errbuf *eb)
@@ -511,11 +547,7 @@ gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32
     run_rows(tf, gate_item, mb->first, mb->count, 16u * c->num_experts);
 
     phase_enter(tf->phases, PHASE_DISPATCH);
-    const size_t first = (size_t)mb->first * c->top_k;
-    moe_err err = dispatch_plan_build(
-        mb->plan, fleet->mode,
-        fleet->expert_worker ? fleet->expert_worker + (size_t)layer * c->num_experts : NULL,
-        fleet->worker_count, tf->topk_ids + first, tf->topk_weights + first, mb->count);
+    moe_err err = plan_rows(tf, fleet, mb, layer);
     if (err) return err_set(eb, err, "layer %u: no dispatch plan (%s)", layer, moe_err_name(err));
 
     const uint32_t *counts = dispatch_plan_expert_counts(mb->plan);

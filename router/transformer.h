@@ -11,7 +11,8 @@
  * whose logits somebody wants.
  *
  * Determinism: a row's arithmetic never depends on the other rows (kernels/), and results are added
- * in the gate's top-k order, not in order of arrival.
+ * in the gate's top-k order, not in order of arrival, so that it does not matter which replica of
+ * an expert computed a row either.
  *
  * Threads: one step thread; it uses the pool.  Nothing is allocated after create().
  */
@@ -27,6 +28,7 @@
 #include "kernels/table.h"
 #include "model/checkpoint.h"
 #include "model/weight_load.h"
+#include "router/placement.h"
 
 typedef struct transformer transformer;
 
@@ -71,7 +73,7 @@ typedef struct expert_fleet {
     router_end *exchange;
     enum wire_mode mode;
     uint32_t worker_count;
-    const uint32_t *expert_worker; /* [L][E] worker of each expert (WIRE_EP) */
+    const placement *placement; /* of worker_count workers, indexed (WIRE_EP); else NULL */
     uint64_t epoch;
     uint32_t timeout_ms; /* longest wait for one layer's results */
 } expert_fleet;

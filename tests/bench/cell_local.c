@@ -28,9 +28,9 @@ struct cell {
     router_end *exchange;
     sampler *sampler;
     kernel_table kernels;
-    uint32_t *expert_worker; /* [L * E] all 0 */
-    uint32_t *blocks;        /* [seq_max * blocks_per_seq] 0, 1, 2, ... */
-    step_seq *seqs;          /* [seq_max] */
+    placement *placement; /* all on worker 0 */
+    uint32_t *blocks;     /* [seq_max * blocks_per_seq] 0, 1, 2, ... */
+    step_seq *seqs;       /* [seq_max] */
     uint64_t step;
     uint32_t *last;             /* [seq_max] what each slot sampled last */
     done_step done[CELL_STEPS]; /* a ring */
@@ -63,17 +63,16 @@ load_experts(cell *c, const transformer_config *sizes, errbuf *eb)
     const model_config *m = checkpoint_config(c->checkpoint);
     const uint32_t total = m->num_layers * m->num_experts;
     uint32_t *ids = malloc(total * sizeof *ids);
-    c->expert_worker = calloc(total, sizeof *c->expert_worker);
-    if (ids == NULL || c->expert_worker == NULL) {
-        free(ids);
-        return err_set(eb, MOE_ENOMEM, "out of memory");
-    }
+    if (ids == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     for (uint32_t i = 0; i < total; i++)
         ids[i] = i;
     expert_layout layout;
     expert_layout_init(&layout, sizes->expert_dtype, m, 0, m->intermediate_size);
     moe_err err =
-        expert_store_create(&c->store, c->checkpoint, &layout, ids, total, c->pool, NULL, eb);
+        placement_create(&c->placement, m->num_layers, m->num_experts, 1, &m->num_experts, eb);
+    if (!err) err = placement_set_linear(c->placement, eb);
+    if (!err)
+        err = expert_store_create(&c->store, c->checkpoint, &layout, ids, total, c->pool, NULL, eb);
     free(ids);
     if (err) return err;
     err = ffn_create(&c->ffn, &c->kernels, c->pool, &layout, sizes->token_max * m->top_k, 1,
@@ -145,7 +144,7 @@ cell_close(cell *c)
     sampler_free(c->sampler);
     pool_free(c->pool);
     checkpoint_close(c->checkpoint);
-    free(c->expert_worker);
+    placement_free(c->placement);
     free(c->blocks);
     free(c->seqs);
     free(c->last);
@@ -172,7 +171,7 @@ cell_begin(cell *c, const cell_work *work, uint32_t count, errbuf *eb)
     const expert_fleet fleet = {.exchange = c->exchange,
                                 .mode = WIRE_EP,
                                 .worker_count = 1,
-                                .expert_worker = c->expert_worker,
+                                .placement = c->placement,
                                 .epoch = 1,
                                 .timeout_ms = 600000};
     done_step *d = &c->done[(c->first_done + c->done_count++) % CELL_STEPS];

@@ -128,6 +128,9 @@ Test(determinism, bf16_answers_are_the_same_for_any_workers_and_exchange)
     static const variant variants[] = {
         {.name = "1 worker", .options = {.workers = 1}},
         {.name = "3 workers", .options = {.workers = 3}, .in_quick = true},
+        {.name = "3 workers with 5 redundant experts",
+         .options = {.workers = 3, .router_flags = "--num-redundant-experts=5"},
+         .in_quick = true},
         {.name = "5 workers", .options = {.workers = 5}},
         {.name = "8 workers", .options = {.workers = 8, .cell_flags = "--threads=1"}},
         {.name = "shm", .options = {.router_flags = "--exchange=shm"}},

@@ -338,9 +338,13 @@ Test(membership, is_ready_when_all_workers_are_there_and_says_who_is_missing)
     cr_expect_eq(fleet.exchange, exchange);
     /* Every expert is asked of the worker that the placement names: 4 experts over 3 workers. */
     uint32_t asked[3] = {0};
-    for (uint32_t i = 0; i < limits.num_layers * limits.num_experts; i++) {
-        cr_assert_lt(fleet.expert_worker[i], 3);
-        asked[fleet.expert_worker[i]]++;
+    for (uint32_t l = 0; l < limits.num_layers; l++) {
+        for (uint32_t e = 0; e < limits.num_experts; e++) {
+            uint32_t count;
+            const uint32_t *hosts = placement_hosts(fleet.placement, l, e, &count);
+            cr_assert_eq(count, 1);
+            asked[hosts[0]]++;
+        }
     }
     for (uint32_t w = 0; w < 3; w++) {
         cr_expect_eq(workers[w].experts_asked, asked[w]);
@@ -352,6 +356,28 @@ Test(membership, is_ready_when_all_workers_are_there_and_says_who_is_missing)
         cr_expect_eq(s.pid, 1000 + w);
         cr_expect_str_eq(s.backend, "shm");
     }
+}
+
+Test(membership, fills_redundant_slots_with_replicas)
+{
+    config.num_redundant_experts = 2;
+    start_ready(3);
+    expert_fleet fleet;
+    cr_assert(membership_enter(m, &fleet));
+    membership_leave(m);
+    uint32_t asked = 0, hosted = 0;
+    for (uint32_t w = 0; w < 3; w++)
+        asked += workers[w].experts_asked;
+    for (uint32_t l = 0; l < limits.num_layers; l++) {
+        for (uint32_t e = 0; e < limits.num_experts; e++) {
+            uint32_t count;
+            placement_hosts(fleet.placement, l, e, &count);
+            cr_expect_geq(count, 1);
+            hosted += count;
+        }
+    }
+    cr_expect_eq(hosted, limits.num_layers * (limits.num_experts + 2));
+    cr_expect_eq(asked, hosted, "a worker was not asked for what the placement says");
 }
 
 Test(membership, asks_every_worker_for_its_slice_of_all_experts_under_tp)

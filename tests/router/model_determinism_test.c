@@ -102,6 +102,26 @@ Test(determinism, exchange_backends_carry_the_same_bits)
     }
 }
 
+Test(determinism, replicas_change_nothing)
+{
+    char dir[512];
+    for (int dtype = 0; dtype < DTYPE_COUNT; dtype++) {
+        mini_options o = base_options(dir, sizeof dir, (moe_dtype)dtype);
+        float *want = run_alone(&o, 0);
+        const uint32_t workers[] = {2, 3, 5};
+        for (size_t i = 0; i < sizeof workers / sizeof workers[0]; i++) {
+            o.workers = workers[i];
+            for (o.redundant = 1; o.redundant <= 8; o.redundant += 7) {
+                expect_same(want, &o, 0, "replicas");
+                o.micro_batches = 2;
+                expect_same(want, &o, 23, "replicas, with chunks and micro-batches");
+                o.micro_batches = 1;
+            }
+        }
+        free(want);
+    }
+}
+
 Test(determinism, tiers_agree_for_f32_int8_and_int4)
 {
     char dir[512];

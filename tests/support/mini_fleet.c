@@ -32,7 +32,8 @@ load_worker(mini_fleet *m, uint32_t w, errbuf *eb)
     uint32_t *ids = malloc(total * sizeof *ids), count = 0, begin, end;
     cr_assert_not_null(ids);
     for (uint32_t i = 0; i < total; i++) {
-        if (tp || m->expert_worker[i] == w) ids[count++] = i;
+        if (tp || placement_is_host(m->placement, i / c->num_experts, i % c->num_experts, w))
+            ids[count++] = i;
     }
     expert_layout layout;
     tp_slice(c->intermediate_size, tp ? w : 0, tp ? m->options.workers : 1, &begin, &end);
@@ -74,6 +75,22 @@ start_worker(mini_fleet *m, uint32_t w, const char *run)
     cr_assert_eq(router_end_complete(m->router, w, &answer, 10000, &eb), MOE_OK, "%s", eb.text);
 }
 
+static void
+place_experts(mini_fleet *m, errbuf *eb)
+{
+    const model_config *c = m->config;
+    uint32_t slots[MINI_WORKERS_MAX];
+    const uint32_t workers = m->options.workers, total = c->num_experts + m->options.redundant;
+    if (m->options.mode == WIRE_TP) return;
+    for (uint32_t w = 0; w < workers; w++) {
+        slots[w] = (total + workers - 1 - w) / workers;
+    }
+    cr_assert_eq(placement_create(&m->placement, c->num_layers, c->num_experts, workers, slots, eb),
+                 MOE_OK, "%s", eb->text);
+    cr_assert_eq(placement_set_linear(m->placement, eb), MOE_OK, "%s", eb->text);
+    placement_fill_spare(m->placement);
+}
+
 void
 mini_fleet_start(mini_fleet *m, const mini_options *options)
 {
@@ -105,12 +122,8 @@ mini_fleet_start(mini_fleet *m, const mini_options *options)
     const exchange_limits limits = transformer_exchange_limits(m->transformer);
     cr_assert_eq(router_end_create(&m->router, &limits, run.id, 0, 1, &eb), MOE_OK, "%s", eb.text);
 
-    const uint32_t total = m->config->num_layers * m->config->num_experts;
-    m->expert_worker = malloc(total * sizeof(uint32_t));
+    place_experts(m, &eb);
     m->block_tables = malloc(o->seq_max * m->blocks_per_seq * sizeof(uint32_t));
-    for (uint32_t i = 0; i < total; i++) {
-        m->expert_worker[i] = i % m->config->num_experts * o->workers / m->config->num_experts;
-    }
     for (uint32_t i = 0; i < o->seq_max * m->blocks_per_seq; i++) {
         m->block_tables[i] = i;
     }
@@ -120,7 +133,7 @@ mini_fleet_start(mini_fleet *m, const mini_options *options)
     m->fleet = (expert_fleet){.exchange = m->router,
                               .mode = o->mode,
                               .worker_count = o->workers,
-                              .expert_worker = m->expert_worker,
+                              .placement = m->placement,
                               .epoch = 1,
                               .timeout_ms = 60000};
 }
@@ -137,7 +150,7 @@ mini_fleet_stop(mini_fleet *m)
     transformer_free(m->transformer);
     pool_free(m->router_pool);
     checkpoint_close(m->checkpoint);
-    free(m->expert_worker);
+    placement_free(m->placement);
     free(m->block_tables);
     rmdir(m->dir);
     *m = (mini_fleet){0};

@@ -17,7 +17,8 @@ typedef struct mini_options {
     const char *model_dir;
     moe_dtype expert_dtype, attn_dtype, kv_dtype;
     enum wire_mode mode;
-    uint32_t workers; /* 0 = 1 */
+    uint32_t workers;   /* 0 = 1 */
+    uint32_t redundant; /* slots of a layer beyond its experts, filled with replicas */
     exchange_backend backend;
     bool tcp;               /* nng: tcp instead of ipc */
     uint32_t token_max;     /* 0 = 512 */
@@ -38,7 +39,7 @@ typedef struct mini_fleet {
     router_end *router;
     worker_end *workers[MINI_WORKERS_MAX];
     compute *computes[MINI_WORKERS_MAX];
-    uint32_t *expert_worker; /* [L][E] */
+    placement *placement; /* WIRE_EP */
     expert_fleet fleet;
     uint32_t blocks_per_seq;
     uint32_t *block_tables; /* [seq_max][blocks_per_seq] */
