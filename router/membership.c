@@ -46,15 +46,18 @@ typedef struct bring_up_call {
 
 struct membership {
     membership_config config;
-    pthread_mutex_t lock; /* guards workers[].state .. control_url, ready, epoch */
-    pthread_mutex_t
-        links; /* held by a step, and by update() while it changes links; taken before `lock` */
+    pthread_mutex_t lock; /* guards what follows, but for `stopping` and scratch */
     _Atomic uint32_t bell;
+    _Atomic uint32_t left; /* rung when a step has ended */
     _Atomic bool stopping;
-    bool ready, closed;
-    uint64_t epoch;
-    placement *placement; /* WIRE_EP; else NULL */
-    uint32_t *load_ids;   /* scratch of the control thread: [L * E] */
+    bool started; /* all workers were there once */
+    bool ready, closed, in_step;
+    uint64_t steps, epoch;
+    /* WIRE_EP, else NULL.  `home` never changes; `placement` is that without workers that are not
+     * there, and is changed between steps, or by the step thread. */
+    placement *home, *placement;
+    bool members[WORKER_MAX]; /* who is in this epoch's placement */
+    uint32_t *load_ids;       /* scratch of the control thread: [L * E] */
     worker workers[WORKER_MAX];
     bring_up_call calls[WORKER_MAX]; /* scratch of the control thread */
 };
@@ -75,11 +78,12 @@ place_experts(membership *m, errbuf *eb)
                          c->worker_count, capacities, 0, slot_counts, &note);
     if (err) return err_set(eb, err, "%s", note.text);
     if (note.text[0] != '\0') LOG_WARN("membership", "%s", note.text);
-    err = placement_create(&m->placement, l->num_layers, l->num_experts, c->worker_count,
-                           slot_counts, eb);
-    if (!err) err = placement_set_linear(m->placement, eb);
-    if (!err) placement_fill_spare(m->placement);
-    return err;
+    err =
+        placement_create(&m->home, l->num_layers, l->num_experts, c->worker_count, slot_counts, eb);
+    if (!err) err = placement_set_linear(m->home, eb);
+    if (err) return err;
+    placement_fill_spare(m->home);
+    return placement_clone(&m->placement, m->home, eb);
 }
 
 moe_err
@@ -93,7 +97,6 @@ membership_create(membership **out, const membership_config *config, errbuf *eb)
     if (m == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     m->config = *config;
     pthread_mutex_init(&m->lock, NULL);
-    pthread_mutex_init(&m->links, NULL);
     const size_t experts = (size_t)config->limits.num_layers * config->limits.num_experts;
     m->load_ids = malloc(experts * sizeof *m->load_ids);
     moe_err err = m->load_ids == NULL ? err_set(eb, MOE_ENOMEM, "out of memory") : MOE_OK;
@@ -114,7 +117,7 @@ membership_free(membership *m)
         if (m->workers[w].linked) router_end_drop(m->config.router_end, w);
     }
     pthread_mutex_destroy(&m->lock);
-    pthread_mutex_destroy(&m->links);
+    placement_free(m->home);
     placement_free(m->placement);
     free(m->load_ids);
     free(m);
@@ -125,6 +128,91 @@ static bool
 is_silent(const membership *m, const worker *w, uint64_t now)
 {
     return now > w->last_seen_ns + m->config.worker_timeout_ms * NS_PER_MS;
+}
+
+/* ---- who is there, and what that means for the placement; all with the lock ---- */
+
+static bool
+is_ready(const membership *m, uint32_t id)
+{
+    return m->workers[id].state == READY;
+}
+
+static bool
+all_ready(const membership *m)
+{
+    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+        if (!is_ready(m, id)) return false;
+    }
+    return true;
+}
+
+/* May a step send rows to it?  One that came back during a step is for the next. */
+static bool
+takes_rows(const membership *m, uint32_t id)
+{
+    return is_ready(m, id) && (!m->in_step || m->members[id]);
+}
+
+/* Is everything hosted by workers for which `there` says yes? */
+static bool
+is_covered(const membership *m, bool there(const membership *m, uint32_t id))
+{
+    if (m->home == NULL) return all_ready(m);
+    for (uint32_t l = 0; l < m->home->num_layers; l++) {
+        for (uint32_t e = 0; e < m->home->num_experts; e++) {
+            uint32_t count, i = 0;
+            const uint32_t *hosts = placement_hosts(m->home, l, e, &count);
+            while (i < count && !there(m, hosts[i]))
+                i++;
+            if (i == count) return false;
+        }
+    }
+    return true;
+}
+
+static void
+judge(membership *m)
+{
+    m->ready = m->started && !m->closed && is_covered(m, is_ready);
+}
+
+/* Each worker that takes rows has its slots, others have none. */
+static void
+fit_placement(membership *m)
+{
+    if (m->home == NULL) return;
+    const placement *home = m->home;
+    placement *p = m->placement;
+    for (uint32_t l = 0; l < home->num_layers; l++) {
+        const size_t layer = (size_t)l * home->slot_count;
+        for (uint32_t w = 0; w < home->worker_count; w++) {
+            for (uint32_t s = home->slot_first[w]; s < home->slot_first[w + 1]; s++)
+                p->slots[layer + s] = takes_rows(m, w) ? home->slots[layer + s] : PLACEMENT_EMPTY;
+        }
+    }
+    placement_index(p);
+    placement_set_even_shares(p);
+}
+
+/* Between two steps: the placement of those who are there now; if it is another, its epoch
+ * begins. */
+static void
+renew(membership *m)
+{
+    bool changed = false;
+    if (m->in_step || !m->started) return;
+    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+        changed = changed || m->members[id] != is_ready(m, id);
+        m->members[id] = is_ready(m, id);
+    }
+    if (!changed) return;
+    judge(m);
+    fit_placement(m);
+    if (!m->ready) return;
+    m->epoch++;
+    LOG_INFO("membership", "all experts are hosted workers=%u epoch=%llu", m->config.worker_count,
+             (unsigned long long)m->epoch);
 }
 
 moe_err
@@ -164,7 +252,7 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
         w->backend =
             m->config.exchange == EXCHANGE_ONLY_NNG || !same_host ? EXCHANGE_NNG : EXCHANGE_SHM;
         snprintf(w->control_url, sizeof w->control_url, "%s", r->control_url);
-        m->ready = false;
+        judge(m);
     }
     if (!err) w->last_seen_ns = now;
     pthread_mutex_unlock(&m->lock);
@@ -184,6 +272,8 @@ membership_on_heartbeat(membership *m, uint32_t id, uint64_t incarnation)
     return known;
 }
 
+static bool check_workers(membership *m);
+
 /* A load takes minutes: do not wait for the answer of a worker whose heartbeats have ended or that
  * was replaced, nor when this router stops. */
 static bool
@@ -192,6 +282,7 @@ call_is_vain(void *arg)
     const bring_up_call *call = arg;
     membership *m = call->m;
     if (atomic_load(&m->stopping)) return true;
+    check_workers(m); /* others serve meanwhile, and may fall silent */
     pthread_mutex_lock(&m->lock);
     const worker *w = &m->workers[call->id];
     const bool vain = w->incarnation != call->worker.incarnation || is_silent(m, w, clock_now_ns());
@@ -210,9 +301,11 @@ begin_load(bring_up_call *call)
     size_t count = 0;
     for (size_t i = 0; i < (size_t)l->num_layers * l->num_experts; i++) {
         const uint32_t layer = (uint32_t)(i / l->num_experts), e = (uint32_t)(i % l->num_experts);
-        if (tp || placement_is_host(m->placement, layer, e, id)) m->load_ids[count++] = (uint32_t)i;
+        if (tp || placement_is_host(m->home, layer, e, id)) m->load_ids[count++] = (uint32_t)i;
     }
-    load.epoch = m->epoch + 1;
+    pthread_mutex_lock(&m->lock);
+    load.epoch = m->epoch + 1; /* it is served from a later one on */
+    pthread_mutex_unlock(&m->lock);
     load.tp_rank = tp ? id : 0;
     load.tp_ranks = tp ? m->config.worker_count : 1;
     load.row_max = l->token_max * l->top_k;
@@ -300,12 +393,31 @@ begin_bring_up(membership *m, uint32_t id)
     if (!call->err) begin_load(call);
 }
 
+/* Until no step can use the link of a worker that is not READY: one that began when it was. */
+static void
+wait_for_step(membership *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const uint64_t begun = m->steps;
+    bool wait = m->in_step;
+    pthread_mutex_unlock(&m->lock);
+    while (wait) {
+        const uint32_t seen = atomic_load(&m->left);
+        pthread_mutex_lock(&m->lock);
+        wait = m->in_step && m->steps == begun;
+        pthread_mutex_unlock(&m->lock);
+        if (!wait) break;
+        futex_wait_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
+        check_workers(m); /* the step may be waiting for one that has fallen silent */
+    }
+}
+
 static void
 end_bring_up(membership *m, uint32_t id)
 {
     bring_up_call *call = &m->calls[id];
     end_load(call);
-    pthread_mutex_lock(&m->links);
+    wait_for_step(m);
     if (call->worker.linked) router_end_drop(m->config.router_end, id);
     bool linked = false;
     if (!call->err) {
@@ -313,7 +425,6 @@ end_bring_up(membership *m, uint32_t id)
         linked = call->err == MOE_OK;
         if (!linked) router_end_drop(m->config.router_end, id);
     }
-    pthread_mutex_unlock(&m->links);
     rpc_client_close(call->client);
 
     pthread_mutex_lock(&m->lock);
@@ -348,13 +459,13 @@ bring_up_registered(membership *m)
     }
 }
 
-/* Mark silent workers as lost; returns true if all are READY. */
+/* Mark silent workers as lost; returns true if there is something to bring up.  Before the start
+ * nothing is loaded until everybody is there. */
 static bool
-check_workers(membership *m, bool *all_registered)
+check_workers(membership *m)
 {
     const uint64_t now = clock_now_ns();
-    bool all_ready = true;
-    *all_registered = true;
+    bool any_registered = false, any_missing = false;
     pthread_mutex_lock(&m->lock);
     for (uint32_t id = 0; id < m->config.worker_count; id++) {
         worker *w = &m->workers[id];
@@ -363,27 +474,23 @@ check_workers(membership *m, bool *all_registered)
             w->state = LOST;
             if (w->linked) router_end_give_up(m->config.router_end, id);
         }
-        if (w->state != READY) all_ready = false;
-        if (w->state == ABSENT || w->state == LOST) *all_registered = false;
+        if (w->state == REGISTERED) any_registered = true;
+        if (w->state == ABSENT || w->state == LOST) any_missing = true;
     }
-    if (all_ready && !m->ready) {
-        m->epoch++;
-        LOG_INFO("membership", "all experts are hosted workers=%u epoch=%llu",
-                 m->config.worker_count, (unsigned long long)m->epoch);
-    }
-    m->ready = all_ready && !m->closed;
+    if (all_ready(m)) m->started = true;
+    renew(m);
+    const bool bring_up = any_registered && (m->started || !any_missing);
     pthread_mutex_unlock(&m->lock);
-    return all_ready;
+    return bring_up;
 }
 
 void
 membership_update(membership *m, uint32_t wait_ms)
 {
     const uint32_t seen = atomic_load(&m->bell);
-    bool all_registered;
-    if (!check_workers(m, &all_registered) && all_registered) {
+    if (check_workers(m)) {
         bring_up_registered(m);
-        check_workers(m, &all_registered);
+        check_workers(m);
     }
     if (!atomic_load(&m->stopping))
         futex_wait_change(&m->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
@@ -409,31 +516,61 @@ membership_close(membership *m)
     }
 }
 
+/* With the lock.  One that is not READY any more has registered anew: what failed was its last
+ * life's link. */
+static void
+forget_worker(membership *m, uint32_t id)
+{
+    if (is_ready(m, id)) m->workers[id].state = LOST;
+    judge(m);
+}
+
+/* expert_fleet_lost_fn: the same for a step that may go on, if replicas of all that is lost are
+ * left. */
+static bool
+on_lost(void *user, uint32_t id)
+{
+    membership *m = user;
+    if (m->home == NULL || id >= m->config.worker_count) return false;
+    pthread_mutex_lock(&m->lock);
+    forget_worker(m, id);
+    const bool covered = !m->closed && is_covered(m, takes_rows);
+    if (covered) {
+        fit_placement(m);
+        LOG_WARN("membership", "worker lost in a step, its replicas go on worker=%u", id);
+    }
+    pthread_mutex_unlock(&m->lock);
+    futex_bump(&m->bell);
+    return covered;
+}
+
 bool
 membership_enter(membership *m, expert_fleet *out)
 {
-    /* Not ready is said at once: links may be held for seconds while one is made. */
     pthread_mutex_lock(&m->lock);
-    bool ready = m->ready;
-    pthread_mutex_unlock(&m->lock);
-    if (!ready) return false;
-    pthread_mutex_lock(&m->links);
-    pthread_mutex_lock(&m->lock);
-    ready = m->ready;
+    renew(m);
+    const bool ready = m->ready;
+    m->in_step = ready;
     *out = (expert_fleet){.exchange = m->config.router_end,
                           .mode = m->config.mode,
                           .worker_count = m->config.worker_count,
                           .placement = m->placement,
-                          .epoch = m->epoch};
+                          .epoch = m->epoch,
+                          .on_lost = on_lost,
+                          .user = m};
+    if (ready) m->steps++;
     pthread_mutex_unlock(&m->lock);
-    if (!ready) pthread_mutex_unlock(&m->links);
     return ready;
 }
 
 void
 membership_leave(membership *m)
 {
-    pthread_mutex_unlock(&m->links);
+    pthread_mutex_lock(&m->lock);
+    m->in_step = false;
+    renew(m);
+    pthread_mutex_unlock(&m->lock);
+    futex_bump(&m->left);
 }
 
 void
@@ -441,9 +578,7 @@ membership_lost(membership *m, uint32_t id)
 {
     if (id >= m->config.worker_count) return;
     pthread_mutex_lock(&m->lock);
-    /* One that is not READY any more has registered anew: what failed was its last life's link. */
-    if (m->workers[id].state == READY) m->workers[id].state = LOST;
-    m->ready = false;
+    forget_worker(m, id);
     pthread_mutex_unlock(&m->lock);
     router_end_give_up(m->config.router_end, id);
     futex_bump(&m->bell);

@@ -3,11 +3,16 @@
  * Workers register themselves.  When as many as the cell is to have are there, the placement is
  * computed (linear: experts in equal runs over the workers, and replicas in the slots beyond them),
  * each worker is told to load its part, a link is made to it, and the fleet is ready.  A worker
- * whose heartbeats stop is given up; the fleet is not ready until one registers in its place.
+ * whose heartbeats stop is given up; where it alone hosts an expert, the fleet is not ready until
+ * one registers in its place.
+ *
+ * With replicas (EP) a loss need not be felt: while every expert has a host left, the fleet stays
+ * ready, steps use the others, and a step that is under way goes on with them.  The epoch rises
+ * between two steps, whenever other workers take part than before.
  *
  * Threads: on_register, on_heartbeat and the getters from any thread; update() from the control
- * thread; fleet() is for the step thread, between membership_enter() and membership_leave(), which
- * keep update() from changing links meanwhile.
+ * thread; what enter() gives is for the step thread, until leave().  No step waits for update():
+ * it touches only links of workers that no step can use.
  */
 #ifndef MOE_ROUTER_MEMBERSHIP_H
 #define MOE_ROUTER_MEMBERSHIP_H
@@ -58,8 +63,8 @@ void membership_stop(membership *m); /* makes update() return soon; async-signal
  * and no other begins.  Accepts NULL. */
 void membership_close(membership *m);
 
-/* Between enter and leave links and placement stay as they are.  enter returns false (and needs no
- * leave) when the fleet is not ready. */
+/* Between enter and leave links and placement stay as they are, but for what out->on_lost changes.
+ * enter returns false (and needs no leave) when the fleet is not ready. */
 bool membership_enter(membership *m, expert_fleet *out);
 void membership_leave(membership *m);
 /* A step found this worker lost; from the step thread, between enter and leave. */

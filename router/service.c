@@ -97,6 +97,7 @@ on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
     reply.tokens = stats.tokens;
     reply.step_ns = stats.step_ns;
     reply.expert_wait_ns = stats.expert_wait_ns;
+    reply.resends = stats.resends;
 
     Conclave__WorkerStatus workers[WORKER_MAX], *pointers[WORKER_MAX];
     for (uint32_t id = 0; id < c->worker_count; id++) {

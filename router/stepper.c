@@ -237,6 +237,7 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
     s->stats.tokens += tokens;
     s->stats.step_ns += reply->step_ns;
     s->stats.expert_wait_ns += reply->expert_wait_ns;
+    s->stats.resends += times.resends;
     pthread_mutex_unlock(&s->lock);
     return MOE_OK;
 }

@@ -31,6 +31,7 @@ typedef struct stepper_config {
 
 typedef struct stepper_stats {
     uint64_t steps, tokens, step_ns, expert_wait_ns;
+    uint64_t resends; /* times that a step went on with replicas of what was lost */
 } stepper_stats;
 
 moe_err stepper_start(stepper **out, const stepper_config *config, errbuf *eb);

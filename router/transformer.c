@@ -25,6 +25,8 @@
 typedef struct micro_batch {
     uint32_t first, count;
     dispatch_plan *plan;
+    bool pending; /* rows are with the workers */
+    uint32_t layer, attempt;
 } micro_batch;
 
 struct transformer {
@@ -527,9 +529,74 @@ plan_rows(transformer *tf, const expert_fleet *fleet, const micro_batch *mb, uin
     return dispatch_plan_build_split(mb->plan, &split, fleet->worker_count, ids, mb->count);
 }
 
+/* The rows are in place, and their experts chosen. */
+static moe_err
+dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t step, uint32_t *lost,
+         errbuf *eb)
+{
+    micro_batch *mb = &tf->batches[m];
+    moe_err err = plan_rows(tf, fleet, mb, mb->layer);
+    if (err)
+        return err_set(eb, err, "layer %u: no dispatch plan (%s)", mb->layer, moe_err_name(err));
+    const wire_hdr hdr = {.epoch = fleet->epoch,
+                          .step = step,
+                          .layer = mb->layer,
+                          .micro_batch = m,
+                          .attempt = mb->attempt,
+                          .mode = fleet->mode,
+                          .token_count = mb->count};
+    mb->pending = true;
+    for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
+        const dispatch_list list = dispatch_plan_list(mb->plan, worker);
+        if (list.row_count == 0) continue; /* it may be lost */
+        err = router_end_post(fleet->exchange, worker, &hdr, &list);
+        if (err) {
+            *lost = worker;
+            return err_set(eb, err, "worker %u: can't send layer %u (%s)", worker, mb->layer,
+                           moe_err_name(err));
+        }
+    }
+    return MOE_OK;
+}
+
+/* After an error: nothing may be in flight when the rows are used again. */
+static void
+settle(const expert_fleet *fleet)
+{
+    const uint64_t deadline = clock_now_ns() + fleet->timeout_ms * NS_PER_MS;
+    uint32_t silent;
+    while (router_end_settle(fleet->exchange, deadline, &silent) != MOE_OK) {
+        router_end_give_up(fleet->exchange, silent);
+    }
+}
+
+/* Give what lost workers owe to others: every micro-batch that is under way is sent anew, by a plan
+ * without them.  err is what happened, *lost whom it happened to; MOE_OK if the step can go on. */
+static moe_err
+resend(transformer *tf, const expert_fleet *fleet, uint64_t step, moe_err err, step_times *times,
+       uint32_t *lost, errbuf *eb)
+{
+    for (uint32_t tries = 0; err != MOE_OK && tries < fleet->worker_count; tries++) {
+        const bool is_loss = err == MOE_ETIMEDOUT || err == MOE_ECLOSED || err == MOE_EINTERNAL;
+        if (!is_loss || fleet->on_lost == NULL) return err;
+        /* One that was too late is not waited for a second time. */
+        router_end_give_up(fleet->exchange, *lost);
+        if (!fleet->on_lost(fleet->user, *lost)) return err;
+        settle(fleet);
+        times->resends++;
+        err = MOE_OK;
+        for (uint32_t m = 0; m < tf->batch_count && !err; m++) {
+            if (!tf->batches[m].pending) continue;
+            tf->batches[m].attempt++;
+            err = dispatch(tf, fleet, m, step, lost, eb);
+        }
+    }
+    return err;
+}
+
 static moe_err
 gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer,
-                  uint64_t step, uint32_t *lost, errbuf *eb)
+                  uint64_t step, step_times *times, uint32_t *lost, errbuf *eb)
 {
     micro_batch *mb = &tf->batches[m];
     const model_config *c = &tf->config;
@@ -547,29 +614,14 @@ gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32
     run_rows(tf, gate_item, mb->first, mb->count, 16u * c->num_experts);
 
     phase_enter(tf->phases, PHASE_DISPATCH);
-    moe_err err = plan_rows(tf, fleet, mb, layer);
-    if (err) return err_set(eb, err, "layer %u: no dispatch plan (%s)", layer, moe_err_name(err));
-
+    mb->layer = layer;
+    mb->attempt = 0;
+    const moe_err err = dispatch(tf, fleet, m, step, lost, eb);
     const uint32_t *counts = dispatch_plan_expert_counts(mb->plan);
     for (uint32_t e = 0; e < c->num_experts; e++) {
         tf->expert_tokens[(size_t)layer * c->num_experts + e] += counts[e];
     }
-    const wire_hdr hdr = {.epoch = fleet->epoch,
-                          .step = step,
-                          .layer = layer,
-                          .micro_batch = m,
-                          .mode = fleet->mode,
-                          .token_count = mb->count};
-    for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
-        const dispatch_list list = dispatch_plan_list(mb->plan, worker);
-        err = router_end_post(fleet->exchange, worker, &hdr, &list);
-        if (err) {
-            *lost = worker;
-            return err_set(eb, err, "worker %u: can't send layer %u (%s)", worker, layer,
-                           moe_err_name(err));
-        }
-    }
-    return MOE_OK;
+    return resend(tf, fleet, step, err, times, lost, eb);
 }
 
 /* EP: x += the weighted sum of the experts' rows, in top-k order. */
@@ -639,17 +691,23 @@ probe_rows(const transformer *tf, const micro_batch *mb, uint32_t layer)
 }
 
 static moe_err
-combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer, step_times *times,
-        uint32_t *lost, errbuf *eb)
+combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer, uint64_t step,
+        step_times *times, uint32_t *lost, errbuf *eb)
 {
     micro_batch *mb = &tf->batches[m];
     if (mb->count == 0) return MOE_OK;
     phase_enter(tf->phases, PHASE_WAIT);
     const uint64_t start = clock_now_ns();
-    const moe_err err =
-        router_end_wait(fleet->exchange, m, start + fleet->timeout_ms * NS_PER_MS, lost, eb);
+    for (uint64_t since = start;; since = clock_now_ns()) {
+        moe_err err =
+            router_end_wait(fleet->exchange, m, since + fleet->timeout_ms * NS_PER_MS, lost, eb);
+        if (err == MOE_OK) break;
+        err_wrap(eb, err, "worker %u, layer %u", *lost, layer);
+        err = resend(tf, fleet, step, err, times, lost, eb);
+        if (err) return err;
+    }
     times->expert_wait_ns += clock_now_ns() - start;
-    if (err) return err_wrap(eb, err, "worker %u, layer %u", *lost, layer);
+    mb->pending = false;
 
     phase_enter(tf->phases, PHASE_COMBINE);
     tf->job.micro_batch = m;
@@ -700,6 +758,7 @@ split_batches(transformer *tf, uint32_t rows)
         const uint32_t begin = (uint32_t)((uint64_t)rows * i / m);
         tf->batches[i].first = begin;
         tf->batches[i].count = (uint32_t)((uint64_t)rows * (i + 1) / m) - begin;
+        tf->batches[i].pending = false;
     }
 }
 
@@ -728,17 +787,6 @@ compute_logits(transformer *tf, const step_seq *seqs, logits_fn *on_logits, void
     }
 }
 
-/* After an error: nothing may be in flight when the rows are used again. */
-static void
-settle(const expert_fleet *fleet)
-{
-    const uint64_t deadline = clock_now_ns() + fleet->timeout_ms * NS_PER_MS;
-    uint32_t silent;
-    while (router_end_settle(fleet->exchange, deadline, &silent) != MOE_OK) {
-        router_end_give_up(fleet->exchange, silent);
-    }
-}
-
 moe_err
 transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, const step_seq *seqs,
                  uint32_t count, logits_fn *on_logits, void *user, const transformer_probe *probe,
@@ -763,10 +811,10 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
      * the workers. */
     for (uint32_t l = 0; l <= layers && !err; l++) {
         for (uint32_t m = 0; m < tf->batch_count && !err; m++) {
-            if (l > 0) err = combine(tf, fleet, m, l - 1, times, lost_worker, eb);
+            if (l > 0) err = combine(tf, fleet, m, l - 1, step, times, lost_worker, eb);
             if (l == layers || err) continue;
             attend(tf, &tf->batches[m], l);
-            err = gate_and_dispatch(tf, fleet, m, l, step, lost_worker, eb);
+            err = gate_and_dispatch(tf, fleet, m, l, step, times, lost_worker, eb);
         }
     }
     if (err) {

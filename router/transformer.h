@@ -68,14 +68,22 @@ enum {
 };
 extern const char *const step_phase_names[STEP_PHASES];
 
-/* Where the experts are, and how to reach them; fixed during a step. */
+/* A worker is lost: empty its slots, and those of others that are lost too, in the fleet's
+ * placement. False: an expert is left without a host, or this router closes; the step then fails.
+ */
+typedef bool expert_fleet_lost_fn(void *user, uint32_t worker);
+
+/* Where the experts are, and how to reach them; fixed during a step, but for workers that are lost.
+ */
 typedef struct expert_fleet {
     router_end *exchange;
     enum wire_mode mode;
     uint32_t worker_count;
     const placement *placement; /* of worker_count workers, indexed (WIRE_EP); else NULL */
     uint64_t epoch;
-    uint32_t timeout_ms; /* longest wait for one layer's results */
+    uint32_t timeout_ms;           /* longest wait for one layer's results */
+    expert_fleet_lost_fn *on_lost; /* called by the step thread; NULL: a loss fails the step */
+    void *user;
 } expert_fleet;
 
 /* One sequence's part. */
@@ -100,6 +108,7 @@ typedef struct transformer_probe {
 
 typedef struct step_times {
     uint64_t expert_wait_ns; /* waiting for workers */
+    uint32_t resends;        /* times that a lost worker's part was given to others */
 } step_times;
 
 /*   MOE_ERANGE   a limit is 0 or too large
@@ -120,7 +129,9 @@ exchange_limits transformer_exchange_limits(const transformer *tf);
  * nothing was sampled; the written KV entries may be garbage and are to be computed again.
  *   MOE_ERANGE  too many sequences or tokens
  *   MOE_EINVAL  a token id >= V, or a position >= max_model_len
- *   MOE_ETIMEDOUT, MOE_ECLOSED, MOE_EINTERNAL  from the exchange, *lost_worker names the worker  */
+ *   MOE_ETIMEDOUT, MOE_ECLOSED, MOE_EINTERNAL  from the exchange, *lost_worker names the worker,
+ * and on_lost could not replace it.  If it can, what the workers owe is asked for again, of the
+ *     others (attempt + 1), and the step goes on with the same bits  */
 moe_err transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step,
                          const step_seq *seqs, uint32_t count, logits_fn *on_logits, void *user,
                          const transformer_probe *probe, step_times *times, uint32_t *lost_worker,

@@ -67,7 +67,7 @@ nothing(void)
 }
 
 static void
-start_router(exchange_choice choice)
+start_router_with(exchange_choice choice, uint32_t redundant)
 {
     const transformer_config sizes = {.attn_dtype = DTYPE_F32,
                                       .expert_dtype = DTYPE_F32,
@@ -85,6 +85,7 @@ start_router(exchange_choice choice)
     err = membership_create(&members,
                             &(membership_config){.worker_count = WORKERS,
                                                  .mode = WIRE_EP,
+                                                 .num_redundant_experts = redundant,
                                                  .exchange = choice,
                                                  .worker_timeout_ms = SILENT_MS,
                                                  .load_timeout_ms = SILENT_MS,
@@ -122,6 +123,12 @@ start_router(exchange_choice choice)
     err = rpc_client_open(
         &client, &(rpc_client_options){.url = url, .service = &conclave__router__descriptor}, &eb);
     cr_assert_eq(err, MOE_OK, "%s", eb.text);
+}
+
+static void
+start_router(exchange_choice choice)
+{
+    start_router_with(choice, 0);
 }
 
 static void
@@ -759,6 +766,104 @@ Test(stepper, works_again_after_a_connection_broke_in_a_step_and_the_worker_was_
     expect_unavailable(call); /* without waiting for silence */
     start_worker(1, 201);
     expect_recovered(seqs);
+}
+
+/* ---- with replicas of everything, a step survives it ---- */
+
+static void
+expect_step_went_on(step_call *call, test_seq seqs[2])
+{
+    cr_assert_eq(finish(call)->status, RPC_OK, "%s", call->error);
+    for (uint32_t i = 0; i < 2; i++) {
+        cr_assert(call->reply->results[i]->sampled);
+        seqs[i].tokens[seqs[i].count++] = call->reply->results[i]->token;
+    }
+    stepper_stats stats;
+    stepper_get_stats(steps, &stats);
+    cr_expect_eq(stats.steps, 3);
+    cr_expect_eq(stats.resends, 1);
+    membership_status s;
+    membership_get_status(members, &s);
+    cr_expect(s.ready, "%s", s.detail);
+    cr_expect_eq(s.workers_ready, 1);
+    cr_expect_eq(s.epoch, 2);
+    step_all(4, seqs, 2, false); /* and the next do without it */
+}
+
+/* The new one takes its slots between two steps, and rows. */
+static void
+expect_taken_back(uint64_t incarnation, test_seq seqs[2])
+{
+    start_worker(1, incarnation);
+    make_ready();
+    membership_status s;
+    membership_get_status(members, &s);
+    cr_expect_eq(s.workers_ready, 2);
+    cr_expect_eq(s.epoch, 3);
+    step_all(5, seqs, 2, false);
+    life++;
+    step_all(1, seqs, 2, true); /* many rows: each expert's are split */
+    cr_expect_gt(workers[1].answered, 0, "the new worker gets no rows");
+    expect_right(seqs, 2);
+}
+
+Test(stepper, goes_on_with_replicas_when_a_worker_falls_silent_in_a_step)
+{
+    start_router_with(EXCHANGE_AUTO, model->num_experts);
+    start_workers();
+    test_seq seqs[2];
+    step_call *call = start_third(seqs);
+    shifted_clock_advance_ms(SILENT_MS + 1000);
+    cr_expect(membership_on_heartbeat(members, 0, 100));
+    membership_update(members, 0);
+    expect_step_went_on(call, seqs);
+    fake_worker_kill(&workers[1]);
+    expect_taken_back(201, seqs);
+}
+
+Test(stepper, goes_on_with_replicas_when_a_connection_breaks_in_a_step)
+{
+    start_router_with(EXCHANGE_ONLY_NNG, model->num_experts);
+    start_workers();
+    test_seq seqs[2];
+    step_call *call = start_third(seqs);
+    fake_worker_kill(&workers[1]);
+    expect_step_went_on(call, seqs);
+    expect_taken_back(201, seqs);
+}
+
+Test(stepper, goes_on_with_replicas_when_a_worker_has_lost_its_experts)
+{
+    start_router_with(EXCHANGE_AUTO, model->num_experts);
+    start_workers();
+    test_seq seqs[2];
+    step_call *call = start_third(seqs);
+    fake_worker_forget(&workers[1]);
+    fake_worker_hold(&workers[1], false);
+    expect_step_went_on(call, seqs);
+    fake_worker_kill(&workers[1]);
+    expect_taken_back(201, seqs);
+}
+
+Test(stepper, fails_a_step_when_the_last_replica_is_lost_too)
+{
+    start_router_with(EXCHANGE_ONLY_NNG, model->num_experts);
+    start_workers();
+    test_seq seqs[2];
+    fake_worker_hold(&workers[0], true);
+    seqs[0] = draw_seq(0, 7, 0.9);
+    static step_plan p;
+    plan_begin(&p, 1);
+    plan_add(&p, &seqs[0], 0, seqs[0].count);
+    step_call *call = begin(&p);
+    fake_worker_wait_holding(&workers[0]);
+    fake_worker_kill(&workers[1]);
+    fake_worker_kill(&workers[0]);
+    cr_assert_eq(finish(call)->status, RPC_UNAVAILABLE, "%s", call->error);
+    membership_status s;
+    membership_get_status(members, &s);
+    cr_expect_not(s.ready);
+    cr_expect_eq(s.workers_ready, 0);
 }
 
 /* A link that no step uses: giving it up rings the router's bell, so that a wait looks at the
