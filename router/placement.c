@@ -105,17 +105,24 @@ placement_set_linear(placement *p, errbuf *eb)
     return MOE_OK;
 }
 
-/* An expert of worker `from` that worker w does not have yet, the one in the lowest slot;
- * PLACEMENT_EMPTY if there is none. */
+static uint32_t count_in(const uint32_t *slots, uint32_t n, uint32_t expert);
+
+/* An expert of worker `from` that worker w does not have yet: of those in the fewest slots, so that
+ * all get replicas before one gets a second, the one in the lowest slot.  PLACEMENT_EMPTY if there
+ * is none. */
 static uint32_t
 expert_to_take(const placement *p, uint32_t layer, uint32_t w, uint32_t from)
 {
     const uint32_t *slots = placement_layer_slots(p, layer);
+    uint32_t best = PLACEMENT_EMPTY, fewest = UINT32_MAX;
     for (uint32_t s = p->slot_first[from]; s < p->slot_first[from + 1]; s++) {
-        if (slots[s] != PLACEMENT_EMPTY && !placement_is_host(p, layer, slots[s], w))
-            return slots[s];
+        if (slots[s] == PLACEMENT_EMPTY || placement_is_host(p, layer, slots[s], w)) continue;
+        const uint32_t copies = count_in(slots, p->slot_count, slots[s]);
+        if (copies >= fewest) continue;
+        fewest = copies;
+        best = slots[s];
     }
-    return PLACEMENT_EMPTY;
+    return best;
 }
 
 static void

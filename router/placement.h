@@ -51,8 +51,9 @@ moe_err placement_clone(placement **out, const placement *p, errbuf *eb);
  *   MOE_ERANGE  fewer slots than experts  */
 moe_err placement_set_linear(placement *p, errbuf *eb);
 
-/* Give empty slots to replicas: each worker takes from the others in turn, beginning with the next.
- * Even shares, indexed.  For a start, when no load is known yet. */
+/* Give empty slots to replicas: each worker takes from the others in turn, beginning with the next,
+ * those first that have the fewest.  Even shares, indexed.  For a start, when no load is known yet.
+ */
 void placement_fill_spare(placement *p);
 
 /* Rebuild the lists of hosts after slots were changed.  Every expert in the slots must be < E. */
