@@ -218,6 +218,15 @@ fake_worker_wait_holding(fake_worker *w)
     pthread_mutex_unlock(&w->lock);
 }
 
+uint32_t
+fake_worker_answered(fake_worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    const uint32_t answered = w->answered;
+    pthread_mutex_unlock(&w->lock);
+    return answered;
+}
+
 void
 fake_worker_wait_answered(fake_worker *w, uint32_t count)
 {

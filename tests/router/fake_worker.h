@@ -71,6 +71,7 @@ void fake_worker_forget(fake_worker *w); /* its experts: it answers as not hosti
 
 void fake_worker_hold(fake_worker *w, bool hold); /* false lets the held one go on */
 void fake_worker_wait_holding(fake_worker *w);    /* until a dispatch is held */
+uint32_t fake_worker_answered(fake_worker *w);
 void fake_worker_wait_answered(fake_worker *w,
                                uint32_t count); /* until so many were, since start */
 void fake_worker_wait_loading(fake_worker *w);  /* until a Load hangs (LOAD_HANGS) */

@@ -708,7 +708,7 @@ start_third(test_seq seqs[2])
     for (uint32_t i = 0; i < 2; i++) { /* replayed whole: rows for every expert */
         plan_add(&p, &seqs[i], 0, seqs[i].count);
     }
-    const uint32_t before = workers[0].answered;
+    const uint32_t before = fake_worker_answered(&workers[0]);
     step_call *call = begin(&p);
     fake_worker_wait_holding(&workers[1]);
     fake_worker_wait_answered(&workers[0], before + 2); /* both micro-batches of layer 0 */
@@ -803,7 +803,7 @@ expect_taken_back(uint64_t incarnation, test_seq seqs[2])
     step_all(5, seqs, 2, false);
     life++;
     step_all(1, seqs, 2, true); /* many rows: each expert's are split */
-    cr_expect_gt(workers[1].answered, 0, "the new worker gets no rows");
+    cr_expect_gt(fake_worker_answered(&workers[1]), 0, "the new worker gets no rows");
     expect_right(seqs, 2);
 }
 
