@@ -101,3 +101,17 @@ affinity_apply(const char *choice, uint32_t index, errbuf *eb)
         return err_set(eb, MOE_EIO, "binding to %d CPUs: %s", CPU_COUNT(&chosen), strerror(errno));
     return MOE_OK;
 }
+
+uint32_t
+affinity_first(uint32_t index, uint32_t threads, uint32_t cpus)
+{
+    return threads % cpus == 0 ? index % cpus : index * threads % cpus;
+}
+
+void
+affinity_bind_pool(const char *choice, pool *p, uint32_t index)
+{
+    cpu_set_t set;
+    if (strcmp(choice, "none") == 0 || sched_getaffinity(0, sizeof set, &set) != 0) return;
+    pool_bind(p, affinity_first(index, pool_size(p), (uint32_t)CPU_COUNT(&set)));
+}

@@ -1,10 +1,8 @@
 /* affinity: which CPUs a process runs on.
  *
  * Memory belongs to the NUMA node whose CPU touches it first.  A process that packs and multiplies
- * its weights on the CPUs of one node therefore has them there.  Within a node the kernel places
- * threads: processes that take turns (router and workers) share its cores.
- *
- * Call before threads are started: they inherit it.
+ * its weights on the CPUs of one node therefore has them there.  Within a node each thread of a
+ * compute pool keeps to one CPU; router and workers take turns, so their pools share the CPUs.
  *
  * Threads: the main thread.
  */
@@ -16,6 +14,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "common/pool.h"
 
 #define AFFINITY_NODES "/sys/devices/system/node"
 #define AFFINITY_NODE_MAX 64
@@ -35,20 +34,16 @@ moe_err affinity_parse(const char *list, cpu_set_t *out, errbuf *eb);
 moe_err affinity_choose(const char *choice, uint32_t index, const cpu_set_t *allowed,
                         const char *nodes, cpu_set_t *out, errbuf *eb);
 
-/* Choose, and bind this process to it.
+/* Choose, and bind this process to it.  Before threads are started: they inherit it.
  *   MOE_EINVAL  as affinity_choose()
  *   MOE_EIO     the kernel refuses  */
 moe_err affinity_apply(const char *choice, uint32_t index, errbuf *eb);
 
-/* Where the threads of the index-th process's pool begin (pool_bind()): pools that are smaller than
- * the machine lie side by side, others begin a CPU further each. */
-static inline uint32_t
-affinity_first(uint32_t index, uint32_t threads)
-{
-    cpu_set_t set;
-    const bool known = sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0;
-    const uint32_t cpus = known ? (uint32_t)CPU_COUNT(&set) : 1;
-    return threads % cpus == 0 ? index % cpus : index * threads % cpus;
-}
+/* At which of `cpus` CPUs the index-th pool begins: pools that are smaller than the machine lie
+ * side by side, others begin a CPU further each. */
+uint32_t affinity_first(uint32_t index, uint32_t threads, uint32_t cpus);
+
+/* pool_bind() for the index-th pool of the fleet (0: the router's), unless choice is "none". */
+void affinity_bind_pool(const char *choice, pool *p, uint32_t index);
 
 #endif

@@ -6,6 +6,8 @@
 
 #include "common/log.h"
 
+phases phases_off;
+
 void
 phases_init(phases *p, const char *const *names, uint32_t count, bool on)
 {

@@ -26,6 +26,9 @@ typedef struct phases {
     uint64_t rounds, items; /* since the last report: steps and rows, say */
 } phases;
 
+/* Switched off: for whoever is given none. */
+extern phases phases_off;
+
 /* Begins in phase 0, which should be that of waiting for work. */
 void phases_init(phases *p, const char *const *names, uint32_t count, bool on);
 

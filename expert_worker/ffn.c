@@ -38,7 +38,6 @@ struct ffn {
     uint32_t row_count;
     uint32_t chunks; /* of tiles, in the phase being run */
     phases *phases;
-    phases off; /* where none are asked for */
 };
 
 const char *const ffn_phase_names[FFN_PHASES] = {"idle", "group",  "gate_up", "pack",
@@ -66,8 +65,7 @@ ffn_create(ffn **out, const kernel_table *kernels, pool *p, const expert_layout 
                .row_max = row_max,
                .view_max = view_max,
                .num_experts = num_experts};
-    phases_init(&f->off, ffn_phase_names, FFN_PHASES, false);
-    f->phases = &f->off;
+    f->phases = &phases_off;
     f->hidden_stride = pad_k(f->width);
     f->act_stride = act_row_bytes(layout->dtype, f->width);
     f->down_stride = round_up_u32(layout->hidden, TILE_N);
@@ -101,7 +99,7 @@ ffn_free(ffn *f)
 void
 ffn_set_phases(ffn *f, phases *p)
 {
-    f->phases = p != NULL ? p : &f->off;
+    f->phases = p != NULL ? p : &phases_off;
 }
 
 uint32_t

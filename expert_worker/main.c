@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "common/affinity.h"
 #include "common/cpu.h"
@@ -66,9 +65,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
         err_set(eb, err, "can't start %lld threads (%s)", (long long)o->threads, moe_err_name(err));
         goto done;
     }
-    if (strcmp(o->cpu_affinity, "none") != 0)
-        pool_bind(compute_pool,
-                  affinity_first((uint32_t)o->worker_id + 1, pool_size(compute_pool)));
+    affinity_bind_pool(o->cpu_affinity, compute_pool, (uint32_t)o->worker_id + 1);
     char part[16];
     snprintf(part, sizeof part, "w%lld-", (long long)o->worker_id);
     shm_objects_remove(run->id, part); /* of an earlier life that was killed */

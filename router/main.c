@@ -85,6 +85,11 @@ read_eplb_config(const options *o, bool tp, eplb_config *out, errbuf *eb)
     const moe_err err =
         o->eplb_config[0] != '\0' ? eplb_config_parse(o->eplb_config, out, eb) : MOE_OK;
     if (err) return err;
+    const eplb_config usual = eplb_default_config();
+    if (out->window_size != usual.window_size || out->step_interval != usual.step_interval ||
+        out->log_balancedness)
+        LOG_WARN("router", "--eplb-config: only num_redundant_experts has an effect: experts are "
+                           "not moved while serving in this version");
     if (o->num_redundant_experts >= 0)
         out->num_redundant_experts = (uint32_t)o->num_redundant_experts;
     if (tp && out->num_redundant_experts != 0)
@@ -127,7 +132,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
         err_set(eb, err, "can't start the compute threads (%s)", moe_err_name(err));
         goto done;
     }
-    if (strcmp(o->cpu_affinity, "none") != 0) pool_bind(threads, 0);
+    affinity_bind_pool(o->cpu_affinity, threads, 0);
     identity_init(&id, ckpt, &kernels, sizes.expert_dtype, sizes.attn_dtype, sizes.kv_dtype);
     sizes.phases = &profile;
     sizes.packed_cache = (weight_cache){o->packed_cache, id.model.fingerprint};

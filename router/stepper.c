@@ -249,20 +249,20 @@ answer(stepper *s, const queued_step *q)
     phases *ph = s->config.phases;
     errbuf eb = {{0}};
     Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
-    if (ph != NULL) phase_enter(ph, PHASE_PREPARE);
+    phase_enter(ph, PHASE_PREPARE);
     moe_err err = step_order_check(&s->order, q->client, r, &eb);
     if (!err) {
         err = run_step(s, r, &reply, &eb);
         s->order = (step_order){
             .client = q->client, .life = r->life, .step = r->step, .failed = err != MOE_OK};
     }
-    if (ph != NULL) phase_enter(ph, PHASE_REPLY);
+    phase_enter(ph, PHASE_REPLY);
     const uint64_t sequences = r->n_work;
     if (err)
         rpc_fail_err(q->call, err, &eb);
     else
         rpc_reply(q->call, &reply.base);
-    if (ph != NULL) phases_end_round(ph, "router", sequences);
+    phases_end_round(ph, "router", sequences);
 }
 
 /* ---- the queue ---- */
@@ -324,7 +324,7 @@ step_main(void *arg)
     for (uint32_t i = 0; i < s->queued; i++) { /* submit() adds no more */
         rpc_fail(s->queue[i].call, RPC_UNAVAILABLE, "%s", stopping_text);
     }
-    if (s->config.phases != NULL) phases_report(s->config.phases, "router");
+    phases_report(s->config.phases, "router");
     return NULL;
 }
 
@@ -383,6 +383,7 @@ stepper_start(stepper **out, const stepper_config *config, errbuf *eb)
     stepper *s = calloc(1, sizeof *s);
     if (s == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     s->config = *config;
+    if (s->config.phases == NULL) s->config.phases = &phases_off;
     s->rules = (step_rules){.vocab_size = config->vocab_size,
                             .max_num_seqs = config->max_num_seqs,
                             .max_num_batched_tokens = config->max_num_batched_tokens,

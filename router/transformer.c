@@ -56,7 +56,6 @@ struct transformer {
     float *scratch; /* [threads][scratch_stride] attention's */
     size_t hidden_stride, act_stride, gate_stride, logits_stride, scratch_stride;
 
-    phases off; /* where none are asked for */
     phases *phases;
 
     micro_batch batches[MICRO_BATCH_MAX];
@@ -189,8 +188,7 @@ transformer_create(transformer **out, const checkpoint *c, const kernel_table *k
     if (tf == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     tf->config = *checkpoint_config(c);
     tf->limits = *config;
-    phases_init(&tf->off, step_phase_names, STEP_PHASES, false);
-    tf->phases = config->phases != NULL ? config->phases : &tf->off;
+    tf->phases = config->phases != NULL ? config->phases : &phases_off;
     tf->kernels = kernels;
     tf->pool = p;
     moe_err err =

@@ -1,6 +1,7 @@
 /* affinity: lists as sysfs writes them, and nodes of machines this one is not. */
 #include <criterion/criterion.h>
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,4 +103,55 @@ Test(affinity, a_list_or_none_is_taken_as_it_is)
     cr_expect_eq(affinity_choose("9", 0, &allowed, "/nowhere", &s, &eb), MOE_EINVAL);
     cr_expect_not_null(strstr(eb.text, "none of them"), "%s", eb.text);
     cr_expect_eq(affinity_choose("some", 0, &allowed, "/nowhere", &s, &eb), MOE_EINVAL);
+}
+
+Test(affinity, pools_lie_side_by_side_or_begin_a_cpu_further_each)
+{
+    static const struct {
+        uint32_t index, threads, cpus, first;
+    } cases[] = {{0, 2, 8, 0}, {1, 2, 8, 2}, {3, 2, 8, 6}, {4, 2, 8, 0}, {1, 8, 8, 1},
+                 {9, 8, 8, 1}, {1, 3, 8, 3}, {3, 3, 8, 1}, {5, 1, 1, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        cr_expect_eq(affinity_first(cases[i].index, cases[i].threads, cases[i].cpus),
+                     cases[i].first, "case %zu", i);
+    }
+}
+
+/* Every thread runs items until all have run one. */
+typedef struct meeting {
+    uint32_t threads;
+    _Atomic uint32_t seen;
+    cpu_set_t masks[4];
+} meeting;
+
+static void
+meet(void *arg, uint32_t item, uint32_t thread)
+{
+    meeting *m = arg;
+    (void)item;
+    sched_getaffinity(0, sizeof m->masks[thread], &m->masks[thread]);
+    atomic_fetch_or(&m->seen, 1u << thread);
+    while (atomic_load(&m->seen) != (1u << m->threads) - 1)
+        sched_yield();
+}
+
+Test(affinity, each_thread_of_a_bound_pool_keeps_to_one_cpu, .timeout = 20)
+{
+    cpu_set_t allowed;
+    cr_assert_eq(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+    if (CPU_COUNT(&allowed) < 2) cr_skip("one CPU: nothing to tell apart");
+    pool *p;
+    cr_assert_eq(pool_create(&p, 2), MOE_OK);
+    affinity_bind_pool("none", p, 0);
+    pool_bind_caller(p);
+    meeting free_ones = {.threads = 2}, bound = {.threads = 2};
+    pool_run(p, meet, &free_ones, 2);
+    cr_expect(CPU_EQUAL(&free_ones.masks[0], &allowed) && CPU_EQUAL(&free_ones.masks[1], &allowed));
+    affinity_bind_pool("auto", p, 0);
+    pool_bind_caller(p);
+    pool_run(p, meet, &bound, 2);
+    cr_expect_eq(CPU_COUNT(&bound.masks[0]), 1);
+    cr_expect_eq(CPU_COUNT(&bound.masks[1]), 1);
+    cr_expect(!CPU_EQUAL(&bound.masks[0], &bound.masks[1]), "both on one CPU");
+    pool_free(p);
 }
