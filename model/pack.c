@@ -27,26 +27,13 @@ bits_from_float(float f)
     return bits;
 }
 
-/* Both forms are computed and one is chosen, which compilers can do for a vector of values. */
-static float
-widen_f16(uint16_t h)
-{
-    const uint32_t exponent = h >> 10 & 0x1fu, fraction = h & 0x3ffu;
-    /* Zero and subnormals: fraction * 2^-24, exact in a float. */
-    const uint32_t small = bits_from_float((float)(int32_t)fraction * 0x1p-24f);
-    const uint32_t rebias = exponent == 0x1fu ? 255 - 31 : 127 - 15;
-    const uint32_t normal = (exponent + rebias) << 23 | fraction << 13;
-    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    return float_from_bits(sign | (exponent == 0 ? small : normal));
-}
-
 static void
 read_f16(float *out, const unsigned char *p, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         uint16_t h;
         memcpy(&h, p + i * sizeof h, sizeof h);
-        out[i] = widen_f16(h);
+        out[i] = half_to_float(h);
     }
 }
 
@@ -56,7 +43,7 @@ read_bf16(float *out, const unsigned char *p, size_t count)
     for (size_t i = 0; i < count; i++) {
         uint16_t h;
         memcpy(&h, p + i * sizeof h, sizeof h);
-        out[i] = float_from_bits((uint32_t)h << 16);
+        out[i] = bf16_to_float(h);
     }
 }
 
@@ -72,16 +59,6 @@ tensor_read_f32(const tensor_view *t, size_t begin, size_t count, float *out)
     case TENSOR_F16: read_f16(out, p, count); break;
     case TENSOR_BF16: read_bf16(out, p, count); break;
     }
-}
-
-/* Nearest-even; a NaN keeps its upper half and becomes quiet, lest rounding make it infinite. */
-static uint16_t
-narrow_bf16(float f)
-{
-    const uint32_t bits = bits_from_float(f);
-    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    const uint32_t quiet = bits >> 16 | 0x40u;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
 static void
@@ -102,8 +79,8 @@ pack_block_bf16(unsigned char *dst, const weight_block *block)
     uint16_t out[GROUP_K / 2][TILE_N][2];
     for (int k = 0; k < GROUP_K; k += 2) {
         for (int n = 0; n < TILE_N; n++) {
-            out[k / 2][n][0] = narrow_bf16(block->w[n][k]);
-            out[k / 2][n][1] = narrow_bf16(block->w[n][k + 1]);
+            out[k / 2][n][0] = bf16_from_float(block->w[n][k]);
+            out[k / 2][n][1] = bf16_from_float(block->w[n][k + 1]);
         }
     }
     memcpy(dst, out, sizeof out);

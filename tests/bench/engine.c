@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/hash.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "kernels/attention.h"
@@ -26,8 +27,6 @@
 #define BATCHES_MAX 16
 #define BATCH_MAX 1024
 #define WARM_STEPS 3
-#define FNV_START 14695981039346656037ull
-#define FNV_PRIME 1099511628211ull
 
 typedef struct engine_options {
     bench_options common;
@@ -56,16 +55,6 @@ typedef struct track {
     uint64_t hash, wall_ns, step_ns, wait_ns;
 } track;
 
-/* splitmix64 (Steele, Lea, Flood, 2014). */
-static uint64_t
-draw(uint64_t *state)
-{
-    uint64_t z = (*state += 0x9e3779b97f4a7c15ull);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-
 static uint32_t *
 tokens_of(const engine_bench *b, uint32_t seq)
 {
@@ -76,7 +65,7 @@ static void
 note_tokens(track *t, const uint32_t *sampled, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
-        t->hash = (t->hash ^ sampled[i]) * FNV_PRIME;
+        t->hash = hash_combine(t->hash, sampled[i]);
 }
 
 /* The oldest step's end; since_ns: when the one before it ended, or it began. */
@@ -111,7 +100,7 @@ draw_tokens(engine_bench *b, uint32_t count)
 {
     const size_t n = (size_t)count * b->o->cell.model_len;
     for (size_t i = 0; i < n; i++)
-        b->tokens[i] = (uint32_t)(draw(&b->random) % b->vocab);
+        b->tokens[i] = (uint32_t)((b->random = hash_mix(b->random)) % b->vocab);
 }
 
 /* Feed the prompts of sequences 0 .. count-1, in steps as large as they may be. */
@@ -217,7 +206,9 @@ report_track(engine_bench *b, track *t)
 static void
 track_init(track *t, const char *kind, uint32_t n)
 {
-    *t = (track){.rate = {.unit = "tok/s"}, .hash = FNV_START};
+    *t = (track){
+        .rate = {.unit = "tok/s"},
+    };
     snprintf(t->rate.test, sizeof t->rate.test, "%s%u", kind, n);
 }
 
