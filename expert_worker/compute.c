@@ -3,12 +3,14 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/clock.h"
 #include "expert_worker/ffn.h"
 
 /* Dispatches looked at together: every micro-batch of every router. */
 #define VIEWS_MAX 64
+#define QUIESCE_POLL_NS 200000ull
 
 struct compute {
     worker_end *exchange;
@@ -16,11 +18,12 @@ struct compute {
     pool *pool;
     pthread_t thread;
     pthread_mutex_t
-        lock; /* guards store, ffn, row_max, epoch, stats; held while a group is computed */
+        lock; /* guards store, ffn, row_max, stats; held while dispatches are computed */
     expert_store *store;
     ffn *ffn;
     uint32_t row_max;
-    uint64_t epoch; /* the oldest placement that is still served */
+    _Atomic uint64_t epoch; /* the oldest placement that is still served */
+    _Atomic uint32_t round; /* odd while dispatches are computed */
     compute_stats stats;
     phases phases; /* the compute thread's */
 };
@@ -76,11 +79,13 @@ compute_main(void *arg)
         const uint32_t count = worker_end_take(c->exchange, views, VIEWS_MAX);
         if (count == 0) continue;
         pthread_mutex_lock(&c->lock);
+        atomic_fetch_add(&c->round, 1); /* before slots are looked up: quiesce() counts on it */
         const uint32_t good = refuse_unacceptable(c, views, count);
         for (uint32_t i = 0, n; i < good; i += n) {
             n = c->store != NULL ? ffn_group(c->ffn, views + i, good - i) : 1;
             serve_group(c, views + i, n);
         }
+        atomic_fetch_add(&c->round, 1);
         pthread_mutex_unlock(&c->lock);
     }
     return NULL;
@@ -138,8 +143,6 @@ compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_exper
     c->ffn = f;
     c->row_max = row_max;
     c->epoch = epoch;
-    c->stats.experts_hosted = expert_store_count(store);
-    c->stats.bytes_hosted = expert_store_bytes(store);
     pthread_mutex_unlock(&c->lock);
 
     expert_store_free(old_store);
@@ -152,5 +155,34 @@ compute_get_stats(compute *c, compute_stats *out)
 {
     pthread_mutex_lock(&c->lock);
     *out = c->stats;
+    if (c->store != NULL) {
+        out->experts_hosted = expert_store_count(c->store);
+        out->bytes_hosted = expert_store_bytes(c->store);
+    }
     pthread_mutex_unlock(&c->lock);
+}
+
+expert_store *
+compute_store(compute *c)
+{
+    pthread_mutex_lock(&c->lock);
+    expert_store *store = c->store;
+    pthread_mutex_unlock(&c->lock);
+    return store;
+}
+
+void
+compute_set_epoch(compute *c, uint64_t epoch)
+{
+    uint64_t have = atomic_load(&c->epoch);
+    while (have < epoch && !atomic_compare_exchange_weak(&c->epoch, &have, epoch)) {
+    }
+}
+
+void
+compute_quiesce(compute *c)
+{
+    const uint32_t round = atomic_load(&c->round);
+    while (round % 2 == 1 && atomic_load(&c->round) == round)
+        nanosleep(&(struct timespec){.tv_nsec = (long)QUIESCE_POLL_NS}, NULL);
 }

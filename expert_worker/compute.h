@@ -1,9 +1,9 @@
 /* compute: the thread that serves dispatches: take, feed-forward, reply.
  *
  * It groups whatever is queued for one layer and never waits for more.  It allocates nothing and
- * makes no system call but futexes.
+ * makes no system call but futexes.  Experts that come and go in the store never make it wait.
  *
- * Threads: load and stop from the control thread, one at a time; the getters from any.
+ * Threads: load and stop from the control thread, one at a time; the rest from any.
  */
 #ifndef MOE_EXPERT_WORKER_COMPUTE_H
 #define MOE_EXPERT_WORKER_COMPUTE_H
@@ -34,5 +34,13 @@ moe_err compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t n
                      uint32_t row_max, errbuf *eb);
 
 void compute_get_stats(compute *c, compute_stats *out);
+
+/* What it serves; NULL before the first load.  Borrowed until the next load: the caller sees to it
+ * that none comes in between. */
+expert_store *compute_store(compute *c);
+/* Refuse dispatches of older placements from now on; epochs only rise. */
+void compute_set_epoch(compute *c, uint64_t epoch);
+/* Wait until everything that is being computed now is done.  The compute thread does not notice. */
+void compute_quiesce(compute *c);
 
 #endif

@@ -20,7 +20,7 @@ on_signal(int sig)
 
 typedef struct options {
     const char *model, *run_dir, *dtype, *transport, *packed_cache, *cpu_affinity, *log_level;
-    int64_t worker_id, threads;
+    int64_t worker_id, threads, expert_memory;
     bool profile;
 } options;
 
@@ -72,19 +72,21 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     err = worker_end_create(&exchange, run->id, (uint32_t)o->worker_id, incarnation, link_url, eb);
     if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, o->profile, eb);
     if (!err)
-        err = worker_service_create(&service,
-                                    &(worker_service_config){.control_url = control_url,
-                                                             .router_url = router_url,
-                                                             .worker_id = (uint32_t)o->worker_id,
-                                                             .incarnation = incarnation,
-                                                             .dtype = dtype,
-                                                             .checkpoint = ckpt,
-                                                             .packed_cache = o->packed_cache,
-                                                             .identity = &id,
-                                                             .exchange = exchange,
-                                                             .compute = comp,
-                                                             .load_pool = load_pool},
-                                    eb);
+        err = worker_service_create(
+            &service,
+            &(worker_service_config){.control_url = control_url,
+                                     .router_url = router_url,
+                                     .worker_id = (uint32_t)o->worker_id,
+                                     .incarnation = incarnation,
+                                     .dtype = dtype,
+                                     .checkpoint = ckpt,
+                                     .packed_cache = o->packed_cache,
+                                     .memory_bytes = (uint64_t)o->expert_memory,
+                                     .identity = &id,
+                                     .exchange = exchange,
+                                     .compute = comp,
+                                     .load_pool = load_pool},
+            eb);
     if (err) goto done;
     LOG_INFO("worker", "started kernels=%s dtype=%s threads=%u", kernels.tier, dtype_name(dtype),
              pool_size(compute_pool));
@@ -125,6 +127,8 @@ main(int argc, char **argv)
          "what nng links of this worker run over"},
         {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
          "compute threads; 0 = all CPUs"},
+        {"expert-memory", NULL, FLAG_INT, &o.expert_memory, "0", 0, 1e18, NULL, "bytes",
+         "what experts may take here; 0 = no limit"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
         {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,

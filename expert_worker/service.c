@@ -8,6 +8,7 @@
 #include "common/clock.h"
 #include "common/futex.h"
 #include "common/log.h"
+#include "expert_worker/moves.h"
 #include "proto/rpc.h"
 
 #define QUEUE_MAX 16
@@ -30,6 +31,7 @@ struct worker_service {
     Conclave__Worker_Service rpc; /* first: handlers get it back as a ProtobufCService */
     rpc_server *server;
     rpc_client *router;
+    moves *moves;
     exchange_limits limits; /* this worker's view; micro_batch_max and token_max are the router's */
     pthread_mutex_t lock;   /* guards queue */
     job queue[QUEUE_MAX];
@@ -104,6 +106,39 @@ on_drain(Conclave__Worker_Service *rpc, const Conclave__DrainRequest *request,
     worker_service_stop(self_of(rpc));
 }
 
+static void
+on_host(Conclave__Worker_Service *rpc, const Conclave__HostRequest *request,
+        Conclave__HostReply_Closure closure, void *data)
+{
+    (void)closure; /* the thread of moves answers */
+    moves_host(self_of(rpc)->moves, request, data);
+}
+
+static void
+on_cancel_host(Conclave__Worker_Service *rpc, const Conclave__CancelHostRequest *request,
+               Conclave__CancelHostReply_Closure closure, void *data)
+{
+    Conclave__CancelHostReply reply = CONCLAVE__CANCEL_HOST_REPLY__INIT;
+    moves_cancel(self_of(rpc)->moves, request->move);
+    closure(&reply, data);
+}
+
+static void
+on_hash(Conclave__Worker_Service *rpc, const Conclave__HashRequest *request,
+        Conclave__HostReply_Closure closure, void *data)
+{
+    (void)closure;
+    moves_hash(self_of(rpc)->moves, request, data);
+}
+
+static void
+on_release(Conclave__Worker_Service *rpc, const Conclave__ReleaseRequest *request,
+           Conclave__ReleaseReply_Closure closure, void *data)
+{
+    (void)closure;
+    moves_release(self_of(rpc)->moves, request, data);
+}
+
 static moe_err
 load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
 {
@@ -117,6 +152,11 @@ load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf 
     expert_layout layout;
     tp_slice(config->intermediate_size, r->tp_rank, r->tp_ranks, &begin, &end);
     expert_layout_init(&layout, s->config.dtype, config, begin, end);
+    const uint64_t want = (uint64_t)r->n_experts * layout.slot_bytes;
+    if (s->config.memory_bytes != 0 && want > s->config.memory_bytes)
+        return err_set(
+            eb, MOE_ENOMEM, "%zu experts of %zu bytes need %llu bytes more than --expert-memory",
+            r->n_experts, layout.slot_bytes, (unsigned long long)(want - s->config.memory_bytes));
     const uint64_t start = clock_now_ns();
     const weight_cache cache = {s->config.packed_cache, s->config.identity->model.fingerprint};
     expert_store *store;
@@ -191,7 +231,9 @@ run_job(worker_service *s, const job *j)
         if (!err) rpc_reply(j->call, &reply.base);
     } else {
         uint64_t bytes = 0;
+        moves_pause(s->moves); /* the store is replaced */
         err = load(s, j->request, &bytes, &eb);
+        moves_resume(s->moves);
         Conclave__LoadReply reply = CONCLAVE__LOAD_REPLY__INIT;
         reply.bytes_hosted = bytes;
         if (!err) rpc_reply(j->call, &reply.base);
@@ -232,12 +274,24 @@ worker_service_create(worker_service **out, const worker_service_config *config,
                                   .dtype = config->dtype};
     s->rpc = (Conclave__Worker_Service)CONCLAVE__WORKER__INIT(on_);
     pthread_mutex_init(&s->lock, NULL);
-    moe_err err = rpc_server_start(&s->server,
-                                   &(rpc_server_options){.url = config->control_url,
-                                                         .service = &s->rpc.base,
-                                                         .message_bytes_max = LOAD_MESSAGE_BYTES,
-                                                         .concurrency = QUEUE_MAX},
-                                   eb);
+    moe_err err =
+        moves_start(&s->moves,
+                    &(moves_config){.compute = config->compute,
+                                    .growth = {.checkpoint = config->checkpoint,
+                                               .cache = {config->packed_cache,
+                                                         config->identity->model.fingerprint},
+                                               .memory_bytes = config->memory_bytes}},
+                    eb);
+    if (err) {
+        worker_service_free(s);
+        return err;
+    }
+    err = rpc_server_start(&s->server,
+                           &(rpc_server_options){.url = config->control_url,
+                                                 .service = &s->rpc.base,
+                                                 .message_bytes_max = LOAD_MESSAGE_BYTES,
+                                                 .concurrency = QUEUE_MAX},
+                           eb);
     if (!err)
         err = rpc_client_open(&s->router,
                               &(rpc_client_options){.url = config->router_url,
@@ -271,6 +325,7 @@ register_worker(worker_service *s, errbuf *eb)
     request.host_id = (char *)(uintptr_t)id->host_id;
     request.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
     request.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;
+    request.memory_bytes = s->config.memory_bytes;
     request.pid = (uint32_t)getpid();
 
     ProtobufCMessage *response;
@@ -372,6 +427,7 @@ worker_service_free(worker_service *s)
     while (take_job(s, &left)) {
         rpc_fail(left.call, RPC_UNAVAILABLE, "this worker is stopping");
     }
+    moves_stop(s->moves); /* after the server: its handlers queue here */
     pthread_mutex_destroy(&s->lock);
     free(s);
 }

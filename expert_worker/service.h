@@ -1,7 +1,8 @@
 /* service: the worker's control plane: register with the router, load experts, make links.
  *
  * RPC handlers only queue; one control thread (the caller of service_run()) does the work, so that
- * a load of minutes blocks nobody's thread.  The worker registers again whenever the router does
+ * a load of minutes blocks nobody's thread; what moves while the worker serves has a thread of its
+ * own (moves.h).  The worker registers again whenever the router does
  * not know it.
  *
  * Threads: create, run, free from one thread; stop from any, and from a signal handler.
@@ -23,6 +24,7 @@ typedef struct worker_service_config {
     moe_dtype dtype;
     const checkpoint *checkpoint;
     const char *packed_cache; /* folder of packed weights; NULL or "" = none */
+    uint64_t memory_bytes;    /* for experts; 0 = unlimited */
     const identity *identity;
     worker_end *exchange;
     compute *compute;

@@ -2,6 +2,7 @@
  * placements, too large ones.  A router's end of the exchange asks, over shared memory. */
 #include <criterion/criterion.h>
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,6 +152,73 @@ Test(compute, refuses_a_dispatch_larger_than_was_agreed_at_the_load)
     cr_expect_eq(ask(1, 0, 4), WIRE_STATUS_OK);
     cr_expect_eq(ask(1, 0, 5), WIRE_STATUS_REFUSED);
     cr_expect_eq(ask(1, 0, 4), WIRE_STATUS_OK);
+}
+
+typedef struct traffic {
+    _Atomic bool stop;
+    uint32_t rounds;
+} traffic;
+
+static void
+quiesce(void *arg)
+{
+    compute_quiesce(arg);
+}
+
+/* Expert 1 comes and goes. */
+static void *
+traffic_main(void *arg)
+{
+    traffic *t = arg;
+    pool *p;
+    errbuf text;
+    cr_assert_eq(pool_create(&p, 1), MOE_OK);
+    const store_growth growth = {.checkpoint = ckpt, .pool = p};
+    while (!atomic_load(&t->stop) || t->rounds < 20) {
+        expert_store *s = compute_store(comp);
+        cr_assert_eq(expert_store_host(s, &growth, expert_0_and_1 + 1, 1, &text), MOE_OK);
+        expert_store_release(s, expert_0_and_1 + 1, 1, quiesce, comp);
+        t->rounds++;
+    }
+    pool_free(p);
+    return NULL;
+}
+
+Test(compute, serves_while_experts_come_and_go)
+{
+    load(expert_0_and_1, 1, 1, 16);
+    cr_assert_eq(ask(1, 0, 3), WIRE_STATUS_OK);
+    float want[16], got[16];
+    memcpy(want, router_end_result(router, 0, 0), sizeof want);
+    traffic t = {0};
+    pthread_t thread;
+    cr_assert_eq(pthread_create(&thread, NULL, traffic_main, &t), 0);
+    for (uint32_t i = 0; i < 300; i++) {
+        cr_assert_eq(ask(1, 0, 3), WIRE_STATUS_OK);
+        memcpy(got, router_end_result(router, 0, 0), sizeof got);
+        cr_assert_eq(memcmp(got, want, sizeof want), 0);
+        /* Whether it is there or not, it never is half there. */
+        if (ask(1, 1, 3) != WIRE_STATUS_OK) continue;
+        memcpy(got, router_end_result(router, 0, 0), sizeof got);
+        float sum = 0;
+        for (uint32_t j = 0; j < 16; j++)
+            sum += got[j] * got[j];
+        cr_assert_gt(sum, 0);
+    }
+    atomic_store(&t.stop, true);
+    pthread_join(thread, NULL);
+    compute_stats stats;
+    compute_get_stats(comp, &stats);
+    cr_expect_eq(stats.experts_hosted, 1);
+}
+
+Test(compute, refuses_old_placements_once_told_of_a_newer_one)
+{
+    load(expert_0_and_1, 2, 5, 16);
+    compute_set_epoch(comp, 7);
+    compute_set_epoch(comp, 6);
+    cr_expect_eq(ask(6, 0, 1), WIRE_STATUS_REFUSED);
+    cr_expect_eq(ask(7, 0, 1), WIRE_STATUS_OK);
 }
 
 Test(compute, may_host_nothing)

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cpu.h"
@@ -16,7 +17,16 @@
 
 #define LONG_MS 60000
 
-enum { METHOD_LOAD, METHOD_ATTACH, METHOD_STATS, METHOD_DRAIN };
+enum {
+    METHOD_LOAD,
+    METHOD_ATTACH,
+    METHOD_STATS,
+    METHOD_DRAIN,
+    METHOD_HOST,
+    METHOD_CANCEL_HOST,
+    METHOD_HASH,
+    METHOD_RELEASE
+};
 
 /* The router: answers as told, and counts. */
 typedef struct script {
@@ -382,6 +392,138 @@ Test(service, refuses_a_load_that_makes_no_sense_and_keeps_what_it_has)
     compute_stats stats;
     compute_get_stats(comp, &stats);
     cr_expect_eq(stats.experts_hosted, 2);
+}
+
+static void
+load_good(void)
+{
+    ProtobufCMessage *response;
+    const Conclave__LoadRequest r = good_load();
+    cr_assert_eq(call(METHOD_LOAD, &r.base, &response), RPC_OK, "%s", eb.text);
+    rpc_response_free(response);
+}
+
+static Conclave__HostRequest
+host_request(uint32_t *experts, size_t count)
+{
+    Conclave__HostRequest r = CONCLAVE__HOST_REQUEST__INIT;
+    r.move = 1;
+    r.n_experts = count;
+    r.experts = experts;
+    return r;
+}
+
+static uint32_t
+count_hosted(void)
+{
+    compute_stats stats;
+    compute_get_stats(comp, &stats);
+    return stats.experts_hosted;
+}
+
+Test(service, hosts_more_tells_their_hashes_and_releases_them)
+{
+    uint32_t more[] = {1, 2, 3}, released[] = {0, 2};
+    ProtobufCMessage *response;
+    start_running();
+    Conclave__HostRequest r = host_request(more, 3);
+    expect_call_refused(METHOD_HOST, &r.base, RPC_FAILED_PRECONDITION, "nothing was loaded");
+    load_good();
+    cr_assert_eq(call(METHOD_HOST, &r.base, &response), RPC_OK, "%s", eb.text);
+    const Conclave__HostReply *hosted = (const void *)response;
+    cr_expect_eq(count_hosted(), 4);
+    cr_assert_eq(hosted->n_hashes, 3);
+    cr_expect_neq(hosted->hashes[0], hosted->hashes[1]);
+
+    Conclave__HashRequest ask = CONCLAVE__HASH_REQUEST__INIT;
+    ask.n_experts = 3;
+    ask.experts = more;
+    ProtobufCMessage *again;
+    cr_assert_eq(call(METHOD_HASH, &ask.base, &again), RPC_OK, "%s", eb.text);
+    cr_expect_arr_eq(((Conclave__HostReply *)(void *)again)->hashes, hosted->hashes,
+                     3 * sizeof hosted->hashes[0]);
+    rpc_response_free(again);
+    rpc_response_free(response);
+
+    Conclave__ReleaseRequest release = CONCLAVE__RELEASE_REQUEST__INIT;
+    release.epoch = 2;
+    release.n_experts = 2;
+    release.experts = released;
+    cr_assert_eq(call(METHOD_RELEASE, &release.base, &response), RPC_OK, "%s", eb.text);
+    rpc_response_free(response);
+    cr_expect_eq(count_hosted(), 2);
+    expect_call_refused(METHOD_HASH, &ask.base, RPC_NOT_FOUND, "expert 2 is not hosted");
+}
+
+typedef struct slow_host {
+    pthread_t thread;
+    rpc_status status;
+} slow_host;
+
+static void *
+slow_host_main(void *arg)
+{
+    slow_host *h = arg;
+    uint32_t more[] = {1, 2, 4, 5, 6, 7};
+    ProtobufCMessage *response;
+    errbuf text;
+    Conclave__HostRequest r = host_request(more, 6);
+    r.move = 7;
+    r.bytes_per_s = 1;
+    rpc_call_sync(client, METHOD_HOST, &r.base, LONG_MS, &response, &h->status, &text);
+    rpc_response_free(response);
+    return NULL;
+}
+
+/* A Host that would take for ever; whether it has begun makes no difference. */
+static void
+start_slow_host(slow_host *h)
+{
+    load_good();
+    cr_assert_eq(pthread_create(&h->thread, NULL, slow_host_main, h), 0);
+}
+
+static void
+expect_slow_host_ended(slow_host *h)
+{
+    pthread_join(h->thread, NULL); /* else the test's time runs out */
+    cr_expect_neq(h->status, RPC_OK);
+    cr_expect_neq(h->status, RPC_DEADLINE_EXCEEDED);
+    cr_expect_eq(count_hosted(), 2);
+}
+
+Test(service, gives_up_hosting_when_told)
+{
+    slow_host h;
+    start_running();
+    start_slow_host(&h);
+    Conclave__CancelHostRequest cancel = CONCLAVE__CANCEL_HOST_REQUEST__INIT;
+    struct timespec tick = {.tv_nsec = 1000000};
+    ProtobufCMessage *response;
+    cancel.move = 7;
+    /* It may come before the call it is for. */
+    for (int i = 0; i < 50; i++) {
+        cr_assert_eq(call(METHOD_CANCEL_HOST, &cancel.base, &response), RPC_OK, "%s", eb.text);
+        rpc_response_free(response);
+        nanosleep(&tick, NULL);
+    }
+    expect_slow_host_ended(&h);
+}
+
+Test(service, gives_up_hosting_for_a_load_and_when_it_stops)
+{
+    slow_host h;
+    start_running();
+    start_slow_host(&h);
+    struct timespec tick = {.tv_nsec = 20000000};
+    nanosleep(&tick, NULL);
+    load_good();
+    /* It may have come after the load after all. */
+    worker_service_stop(service);
+    join_running();
+    worker_service_free(service);
+    service = NULL;
+    expect_slow_host_ended(&h);
 }
 
 /* A router's end whose offers are good. */
