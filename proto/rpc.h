@@ -136,6 +136,8 @@ typedef struct rpc_client_options {
     uint32_t default_timeout_ms; /* 0 = RPC_TIMEOUT_MS_DEFAULT */
     const void *secret;          /* copied; NULL = none */
     size_t secret_bytes;
+    _Atomic uint32_t *lost_bell; /* bumped (common/futex.h) whenever a connection ends; NULL = none.
+                                    Must live until the client is closed. */
 } rpc_client_options;
 
 /* Start connecting in the background, and again after each loss; returns at once, whether or not a
@@ -145,6 +147,9 @@ moe_err rpc_client_open(rpc_client **out, const rpc_client_options *opt, errbuf 
 /* Is a connection up at this moment?  For health reports: a call may still fail, or wait for one.
  */
 bool rpc_client_connected(const rpc_client *client);
+
+/* How often a connection that was up has ended: the server's process is gone, or it hung up. */
+uint32_t rpc_client_losses(const rpc_client *client);
 
 /* Borrowed until close. */
 const char *rpc_client_url(const rpc_client *client);

@@ -190,6 +190,7 @@ client_create(rpc_client **out, const rpc_client_options *opt)
     rpc_client *c = calloc(1, sizeof *c);
     if (c == NULL) return MOE_ENOMEM;
     init_locks(c);
+    c->lost_bell = opt->lost_bell;
     c->service = (ProtobufCService){.descriptor = opt->service, .invoke = client_stub_invoke};
     snprintf(c->url, sizeof c->url, "%s", opt->url);
     c->fingerprint = rpc_service_fingerprint(opt->service);
@@ -216,6 +217,12 @@ bool
 rpc_client_connected(const rpc_client *c)
 {
     return atomic_load(&c->connected);
+}
+
+uint32_t
+rpc_client_losses(const rpc_client *c)
+{
+    return atomic_load(&c->losses);
 }
 
 const char *

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/futex.h"
 #include "common/clock.h"
 #include "proto/rpc_client_impl.h"
 
@@ -274,7 +275,10 @@ on_lost_locked(void *arg)
 {
     rpc_client *c = arg;
     c->lost = true;
-    atomic_store(&c->connected, false);
+    if (atomic_exchange(&c->connected, false)) {
+        atomic_fetch_add(&c->losses, 1);
+        if (c->lost_bell != NULL) futex_bump(c->lost_bell);
+    }
     pthread_cond_signal(&c->wake);
 }
 

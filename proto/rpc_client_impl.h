@@ -51,10 +51,12 @@ struct rpc_client {
     pthread_t keeper;
     bool keeper_started;
     _Atomic bool connected;
-    call_slot *slots;      /* [concurrency] */
-    pthread_mutex_t mutex; /* guards what follows, and the slots */
-    pthread_cond_t wake;   /* the keeper */
-    pthread_cond_t freed;  /* a slot became free, or a thread left rpc_call_sync() */
+    _Atomic uint32_t losses;     /* connections that were up and ended */
+    _Atomic uint32_t *lost_bell; /* or NULL */
+    call_slot *slots;            /* [concurrency] */
+    pthread_mutex_t mutex;       /* guards what follows, and the slots */
+    pthread_cond_t wake;         /* the keeper */
+    pthread_cond_t freed;        /* a slot became free, or a thread left rpc_call_sync() */
     call_slot *free_slots;
     call_slot *queue, **queue_end;
     unsigned waiting; /* threads inside rpc_call_sync() */

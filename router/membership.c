@@ -1,6 +1,5 @@
 #include "router/membership.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,83 +7,9 @@
 #include "common/clock.h"
 #include "common/futex.h"
 #include "common/log.h"
-#include "proto/rpc.h"
-#include "router/eplb_policy.h"
-
-#define ATTACH_TIMEOUT_MS 10000
-#define LOAD_MESSAGE_BYTES (16u << 20)
-#define CALL_POLL_MS 50 /* how soon a call is left when this router stops or the worker is lost */
-
-/* Worker's methods, in the order of conclave.proto. */
-enum { METHOD_LOAD = 0, METHOD_ATTACH = 1 };
-
-typedef enum worker_state { ABSENT, REGISTERED, LOADING, READY, LOST } worker_state;
+#include "router/membership_impl.h"
 
 static const char *const state_names[] = {"absent", "registered", "loading", "ready", "lost"};
-
-typedef struct worker {
-    worker_state state;
-    bool linked; /* the router end has this index in use */
-    uint64_t incarnation;
-    uint64_t last_seen_ns;
-    uint32_t pid, experts_hosted;
-    uint64_t bytes_hosted;
-    exchange_backend backend;
-    char control_url[RPC_URL_MAX];
-} worker;
-
-/* A worker that is being brought up. */
-typedef struct bring_up_call {
-    membership *m;
-    uint32_t id;
-    worker worker; /* what it was when this began, and what it then hosts */
-    rpc_client *client;
-    rpc_pending *load; /* under way */
-    errbuf eb;
-    moe_err err;
-} bring_up_call;
-
-struct membership {
-    membership_config config;
-    pthread_mutex_t lock; /* guards what follows, but for `stopping` and scratch */
-    _Atomic uint32_t bell;
-    _Atomic uint32_t left; /* rung when a step has ended */
-    _Atomic bool stopping;
-    bool started; /* all workers were there once */
-    bool ready, closed, in_step;
-    uint64_t steps, epoch;
-    /* WIRE_EP, else NULL.  `home` never changes; `placement` is that without workers that are not
-     * there, and is changed between steps, or by the step thread. */
-    placement *home, *placement;
-    bool members[WORKER_MAX]; /* who is in this epoch's placement */
-    uint32_t *load_ids;       /* scratch of the control thread: [L * E] */
-    worker workers[WORKER_MAX];
-    bring_up_call calls[WORKER_MAX]; /* scratch of the control thread */
-};
-
-/* Where experts are at the start: equal runs over the workers, and replicas in what slots are left.
- * With more workers than slots some host nothing. */
-static moe_err
-place_experts(membership *m, errbuf *eb)
-{
-    const membership_config *c = &m->config;
-    const exchange_limits *l = &c->limits;
-    uint32_t capacities[WORKER_MAX], slot_counts[WORKER_MAX];
-    for (uint32_t w = 0; w < c->worker_count; w++)
-        capacities[w] = l->num_experts;
-    errbuf note;
-    moe_err err =
-        eplb_slot_counts(EPLB_CONCLAVE, l->num_layers, l->num_experts, c->num_redundant_experts,
-                         c->worker_count, capacities, 0, slot_counts, &note);
-    if (err) return err_set(eb, err, "%s", note.text);
-    if (note.text[0] != '\0') LOG_WARN("membership", "%s", note.text);
-    err =
-        placement_create(&m->home, l->num_layers, l->num_experts, c->worker_count, slot_counts, eb);
-    if (!err) err = placement_set_linear(m->home, eb);
-    if (err) return err;
-    placement_fill_spare(m->home);
-    return placement_clone(&m->placement, m->home, eb);
-}
 
 moe_err
 membership_create(membership **out, const membership_config *config, errbuf *eb)
@@ -97,10 +22,10 @@ membership_create(membership **out, const membership_config *config, errbuf *eb)
     if (m == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     m->config = *config;
     pthread_mutex_init(&m->lock, NULL);
-    const size_t experts = (size_t)config->limits.num_layers * config->limits.num_experts;
-    m->load_ids = malloc(experts * sizeof *m->load_ids);
-    moe_err err = m->load_ids == NULL ? err_set(eb, MOE_ENOMEM, "out of memory") : MOE_OK;
-    if (!err && config->mode == WIRE_EP) err = place_experts(m, eb);
+    m->worker_end = config->worker_count;
+    for (uint32_t id = 0; id < config->worker_count; id++)
+        m->workers[id].belongs = true;
+    const moe_err err = adoption_init(m, eb);
     if (err) {
         membership_free(m);
         return err;
@@ -113,106 +38,25 @@ void
 membership_free(membership *m)
 {
     if (m == NULL) return;
-    for (uint32_t w = 0; w < m->config.worker_count; w++) {
+    for (uint32_t w = 0; w < m->worker_end; w++) {
         if (m->workers[w].linked) router_end_drop(m->config.router_end, w);
+        rpc_client_close(m->workers[w].watch);
     }
     pthread_mutex_destroy(&m->lock);
-    placement_free(m->home);
-    placement_free(m->placement);
-    free(m->load_ids);
+    adoption_fini(m);
     free(m);
 }
 
-/* A heartbeat may be later than now, which was read before the lock was taken. */
-static bool
-is_silent(const membership *m, const worker *w, uint64_t now)
+bool
+is_silent_locked(const membership *m, const worker *w, uint64_t now)
 {
     return now > w->last_seen_ns + m->config.worker_timeout_ms * NS_PER_MS;
 }
 
-/* ---- who is there, and what that means for the placement; all with the lock ---- */
-
-static bool
-is_ready(const membership *m, uint32_t id)
+bool
+is_gone_locked(const membership *m, const worker *w, uint64_t now)
 {
-    return m->workers[id].state == READY;
-}
-
-static bool
-all_ready(const membership *m)
-{
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
-        if (!is_ready(m, id)) return false;
-    }
-    return true;
-}
-
-/* May a step send rows to it?  One that came back during a step is for the next. */
-static bool
-takes_rows(const membership *m, uint32_t id)
-{
-    return is_ready(m, id) && (!m->in_step || m->members[id]);
-}
-
-/* Is everything hosted by workers for which `there` says yes? */
-static bool
-is_covered(const membership *m, bool there(const membership *m, uint32_t id))
-{
-    if (m->home == NULL) return all_ready(m);
-    for (uint32_t l = 0; l < m->home->num_layers; l++) {
-        for (uint32_t e = 0; e < m->home->num_experts; e++) {
-            uint32_t count, i = 0;
-            const uint32_t *hosts = placement_hosts(m->home, l, e, &count);
-            while (i < count && !there(m, hosts[i]))
-                i++;
-            if (i == count) return false;
-        }
-    }
-    return true;
-}
-
-static void
-judge(membership *m)
-{
-    m->ready = m->started && !m->closed && is_covered(m, is_ready);
-}
-
-/* Each worker that takes rows has its slots, others have none. */
-static void
-fit_placement(membership *m)
-{
-    if (m->home == NULL) return;
-    const placement *home = m->home;
-    placement *p = m->placement;
-    for (uint32_t l = 0; l < home->num_layers; l++) {
-        const size_t layer = (size_t)l * home->slot_count;
-        for (uint32_t w = 0; w < home->worker_count; w++) {
-            for (uint32_t s = home->slot_first[w]; s < home->slot_first[w + 1]; s++)
-                p->slots[layer + s] = takes_rows(m, w) ? home->slots[layer + s] : PLACEMENT_EMPTY;
-        }
-    }
-    placement_index(p);
-    placement_set_even_shares(p);
-}
-
-/* Between two steps: the placement of those who are there now; if it is another, its epoch
- * begins. */
-static void
-renew(membership *m)
-{
-    bool changed = false;
-    if (m->in_step || !m->started) return;
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
-        changed = changed || m->members[id] != is_ready(m, id);
-        m->members[id] = is_ready(m, id);
-    }
-    if (!changed) return;
-    judge(m);
-    fit_placement(m);
-    if (!m->ready) return;
-    m->epoch++;
-    LOG_INFO("membership", "all experts are hosted workers=%u epoch=%llu", m->config.worker_count,
-             (unsigned long long)m->epoch);
+    return is_silent_locked(m, w, now) || (w->watch != NULL && rpc_client_losses(w->watch) != 0);
 }
 
 moe_err
@@ -220,9 +64,9 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
 {
     char peer[32];
     snprintf(peer, sizeof peer, "worker %u", r->worker_id);
-    if (r->worker_id >= m->config.worker_count)
-        return err_set(eb, MOE_ERANGE, "%s: this cell has workers 0 to %u", peer,
-                       m->config.worker_count - 1);
+    const uint32_t end = m->config.mode == WIRE_EP ? WORKER_MAX : m->config.worker_count;
+    if (r->worker_id >= end)
+        return err_set(eb, MOE_ERANGE, "%s: this cell has workers 0 to %u", peer, end - 1);
     moe_err err = identity_check(m->config.identity, peer, r->version, r->model, r->numeric, eb);
     if (err) {
         LOG_WARN("membership", "refused: %s", eb->text);
@@ -231,20 +75,26 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
     const bool same_host = strcmp(r->host_id, m->config.identity->host_id) == 0;
     if (m->config.exchange == EXCHANGE_ONLY_SHM && !same_host)
         return err_set(eb, MOE_EMISMATCH, "%s is on another host, but --exchange is shm", peer);
-    if (strlen(r->control_url) >= RPC_URL_MAX)
-        return err_set(eb, MOE_EINVAL, "%s: control_url is longer than %d bytes", peer,
-                       RPC_URL_MAX - 1);
+    if (strlen(r->control_url) >= RPC_URL_MAX || strlen(r->host_id) >= HOST_ID_MAX)
+        return err_set(eb, MOE_EINVAL,
+                       "%s: control_url is longer than %d bytes, or host_id than %d", peer,
+                       RPC_URL_MAX - 1, HOST_ID_MAX - 1);
 
     const uint64_t now = clock_now_ns();
     pthread_mutex_lock(&m->lock);
     worker *w = &m->workers[r->worker_id];
     const bool alive = w->state != ABSENT && w->state != LOST && w->incarnation != r->incarnation &&
-                       !is_silent(m, w, now);
+                       !is_gone_locked(m, w, now);
     if (alive) {
         err = err_set(eb, MOE_EBUSY, "%s (pid %u) is alive already", peer, w->pid);
     } else if (w->incarnation != r->incarnation || w->state == LOST || w->state == ABSENT) {
         if (w->linked) router_end_give_up(m->config.router_end, r->worker_id);
+        if (m->worker_end <= r->worker_id) m->worker_end = r->worker_id + 1;
         w->state = REGISTERED;
+        w->belongs = true;
+        w->draining = false;
+        w->memory_bytes = r->memory_bytes;
+        if (m->hosted != NULL) memset(hosted_locked(m, r->worker_id), 0, m->id_count);
         w->incarnation = r->incarnation;
         w->pid = r->pid;
         w->experts_hosted = 0;
@@ -252,7 +102,8 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
         w->backend =
             m->config.exchange == EXCHANGE_ONLY_NNG || !same_host ? EXCHANGE_NNG : EXCHANGE_SHM;
         snprintf(w->control_url, sizeof w->control_url, "%s", r->control_url);
-        judge(m);
+        snprintf(w->host_id, sizeof w->host_id, "%s", r->host_id);
+        adoption_judge_locked(m);
     }
     if (!err) w->last_seen_ns = now;
     pthread_mutex_unlock(&m->lock);
@@ -263,7 +114,7 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
 bool
 membership_on_heartbeat(membership *m, uint32_t id, uint64_t incarnation)
 {
-    if (id >= m->config.worker_count) return false;
+    if (id >= WORKER_MAX) return false;
     pthread_mutex_lock(&m->lock);
     worker *w = &m->workers[id];
     const bool known = w->incarnation == incarnation && w->state != ABSENT && w->state != LOST;
@@ -272,130 +123,8 @@ membership_on_heartbeat(membership *m, uint32_t id, uint64_t incarnation)
     return known;
 }
 
-static bool check_workers(membership *m);
-
-/* A load takes minutes: do not wait for the answer of a worker whose heartbeats have ended or that
- * was replaced, nor when this router stops. */
-static bool
-call_is_vain(void *arg)
-{
-    const bring_up_call *call = arg;
-    membership *m = call->m;
-    if (atomic_load(&m->stopping)) return true;
-    check_workers(m); /* others serve meanwhile, and may fall silent */
-    pthread_mutex_lock(&m->lock);
-    const worker *w = &m->workers[call->id];
-    const bool vain = w->incarnation != call->worker.incarnation || is_silent(m, w, clock_now_ns());
-    pthread_mutex_unlock(&m->lock);
-    return vain;
-}
-
-static void
-begin_load(bring_up_call *call)
-{
-    membership *m = call->m;
-    const uint32_t id = call->id;
-    const exchange_limits *l = &m->config.limits;
-    Conclave__LoadRequest load = CONCLAVE__LOAD_REQUEST__INIT;
-    const bool tp = m->config.mode == WIRE_TP;
-    size_t count = 0;
-    for (size_t i = 0; i < (size_t)l->num_layers * l->num_experts; i++) {
-        const uint32_t layer = (uint32_t)(i / l->num_experts), e = (uint32_t)(i % l->num_experts);
-        if (tp || placement_is_host(m->home, layer, e, id)) m->load_ids[count++] = (uint32_t)i;
-    }
-    pthread_mutex_lock(&m->lock);
-    load.epoch = m->epoch + 1; /* it is served from a later one on */
-    pthread_mutex_unlock(&m->lock);
-    load.tp_rank = tp ? id : 0;
-    load.tp_ranks = tp ? m->config.worker_count : 1;
-    load.row_max = l->token_max * l->top_k;
-    load.n_experts = count;
-    load.experts = m->load_ids;
-    call->worker.experts_hosted = (uint32_t)count;
-    call->load =
-        rpc_call_begin(call->client, METHOD_LOAD, &load.base, m->config.load_timeout_ms, NULL);
-    if (call->load == NULL) call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
-}
-
-static void
-end_load(bring_up_call *call)
-{
-    if (call->load == NULL) return;
-    ProtobufCMessage *response;
-    while (!rpc_pending_wait(call->load, clock_now_ns() + CALL_POLL_MS * NS_PER_MS) &&
-           !call_is_vain(call)) {
-    }
-    call->err = rpc_pending_finish(call->load, &response, NULL, &call->eb);
-    call->load = NULL;
-    if (call->err) return;
-    call->worker.bytes_hosted = ((const Conclave__LoadReply *)(const void *)response)->bytes_hosted;
-    rpc_response_free(response);
-}
-
-static moe_err
-make_link(bring_up_call *call, errbuf *eb)
-{
-    membership *m = call->m;
-    const worker *w = &call->worker;
-    const uint32_t id = call->id;
-    attach_offer offer;
-    moe_err err =
-        router_end_prepare(m->config.router_end, id, w->incarnation, w->backend, &offer, eb);
-    if (err) return err;
-
-    Conclave__AttachRequest request = CONCLAVE__ATTACH_REQUEST__INIT;
-    request.router_id = offer.router_id;
-    request.router_incarnation = offer.router_incarnation;
-    request.backend = (char *)(uintptr_t)(offer.backend == EXCHANGE_SHM ? "shm" : "nng");
-    request.rows_name = offer.rows_name;
-    request.link_name = offer.link_name;
-    request.key = (ProtobufCBinaryData){EXCHANGE_KEY_BYTES, offer.key};
-    request.micro_batch_max = offer.limits.micro_batch_max;
-    request.token_max = offer.limits.token_max;
-    request.num_layers = offer.limits.num_layers;
-    request.num_experts = offer.limits.num_experts;
-    request.top_k = offer.limits.top_k;
-    request.hidden = offer.limits.hidden;
-    request.dtype = (char *)(uintptr_t)dtype_name(offer.limits.dtype);
-
-    ProtobufCMessage *response;
-    err = rpc_call_watched(call->client, METHOD_ATTACH, &request.base, ATTACH_TIMEOUT_MS,
-                           call_is_vain, call, CALL_POLL_MS, &response, NULL, eb);
-    if (err) return err;
-    const Conclave__AttachReply *reply = (const void *)response;
-    attach_answer answer = {{0}, {0}};
-    if (strlen(reply->bell_name) >= sizeof answer.bell_name ||
-        strlen(reply->url) >= sizeof answer.url) {
-        err = err_set(eb, MOE_EINVAL, "its answer to Attach holds an overlong name");
-    } else {
-        memcpy(answer.bell_name, reply->bell_name, strlen(reply->bell_name) + 1);
-        memcpy(answer.url, reply->url, strlen(reply->url) + 1);
-        err = router_end_complete(m->config.router_end, id, &answer, ATTACH_TIMEOUT_MS, eb);
-    }
-    rpc_response_free(response);
-    return err;
-}
-
-static void
-begin_bring_up(membership *m, uint32_t id)
-{
-    bring_up_call *call = &m->calls[id];
-    *call = (bring_up_call){.m = m, .id = id};
-    pthread_mutex_lock(&m->lock);
-    call->worker = m->workers[id];
-    m->workers[id].state = LOADING;
-    pthread_mutex_unlock(&m->lock);
-    call->err = rpc_client_open(&call->client,
-                                &(rpc_client_options){.url = call->worker.control_url,
-                                                      .service = &conclave__worker__descriptor,
-                                                      .message_bytes_max = LOAD_MESSAGE_BYTES},
-                                &call->eb);
-    if (!call->err) begin_load(call);
-}
-
-/* Until no step can use the link of a worker that is not READY: one that began when it was. */
-static void
-wait_for_step(membership *m)
+void
+membership_wait_for_step(membership *m)
 {
     pthread_mutex_lock(&m->lock);
     const uint64_t begun = m->steps;
@@ -408,90 +137,84 @@ wait_for_step(membership *m)
         pthread_mutex_unlock(&m->lock);
         if (!wait) break;
         futex_wait_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
-        check_workers(m); /* the step may be waiting for one that has fallen silent */
+        membership_check(m); /* the step may be waiting for one that has fallen silent */
     }
 }
 
+/* With the lock. */
 static void
-end_bring_up(membership *m, uint32_t id)
+lose(membership *m, uint32_t id, const char *why, uint64_t now)
 {
-    bring_up_call *call = &m->calls[id];
-    end_load(call);
-    wait_for_step(m);
-    if (call->worker.linked) router_end_drop(m->config.router_end, id);
-    bool linked = false;
-    if (!call->err) {
-        call->err = make_link(call, &call->eb);
-        linked = call->err == MOE_OK;
-        if (!linked) router_end_drop(m->config.router_end, id);
-    }
-    rpc_client_close(call->client);
-
-    pthread_mutex_lock(&m->lock);
     worker *w = &m->workers[id];
-    w->linked = linked;
-    if (w->incarnation == call->worker.incarnation && w->state == LOADING) {
-        w->state = call->err ? LOST : READY; /* LOST: its next heartbeat makes it register again */
-        w->bytes_hosted = call->worker.bytes_hosted;
-        w->experts_hosted = call->worker.experts_hosted;
-    }
-    pthread_mutex_unlock(&m->lock);
-    if (call->err)
-        LOG_ERROR("membership", "worker %u could not be brought up: %s", id, call->eb.text);
-    else
-        LOG_INFO("membership", "worker ready worker=%u backend=%s experts=%u", id,
-                 call->worker.backend == EXCHANGE_SHM ? "shm" : "nng", call->worker.experts_hosted);
+    LOG_WARN("membership", "worker lost: %s worker=%u pid=%u", why, id, w->pid);
+    w->state = LOST;
+    w->lost_ns = now;
+    if (w->linked) router_end_give_up(m->config.router_end, id);
+    futex_bump(&m->changes);
 }
 
-/* Everything that registered workers need before steps may use them; they load side by side. */
-static void
-bring_up_registered(membership *m)
-{
-    bool begun[WORKER_MAX] = {false};
-    for (uint32_t id = 0; id < m->config.worker_count && !atomic_load(&m->stopping); id++) {
-        pthread_mutex_lock(&m->lock);
-        begun[id] = m->workers[id].state == REGISTERED;
-        pthread_mutex_unlock(&m->lock);
-        if (begun[id]) begin_bring_up(m, id);
-    }
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
-        if (begun[id]) end_bring_up(m, id);
-    }
-}
-
-/* Mark silent workers as lost; returns true if there is something to bring up.  Before the start
- * nothing is loaded until everybody is there. */
-static bool
-check_workers(membership *m)
+bool
+membership_check(membership *m)
 {
     const uint64_t now = clock_now_ns();
     bool any_registered = false, any_missing = false;
     pthread_mutex_lock(&m->lock);
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+    for (uint32_t id = 0; id < m->worker_end; id++) {
         worker *w = &m->workers[id];
-        if ((w->state == READY || w->state == REGISTERED) && is_silent(m, w, now)) {
-            LOG_WARN("membership", "worker lost: no heartbeat worker=%u pid=%u", id, w->pid);
-            w->state = LOST;
-            if (w->linked) router_end_give_up(m->config.router_end, id);
-        }
+        if ((w->state == READY || w->state == REGISTERED) && is_silent_locked(m, w, now))
+            lose(m, id, "no heartbeat", now);
+        else if (w->state == READY && is_gone_locked(m, w, now))
+            lose(m, id, "its connection ended", now);
         if (w->state == REGISTERED) any_registered = true;
-        if (w->state == ABSENT || w->state == LOST) any_missing = true;
+        if (id < m->config.worker_count && (w->state == ABSENT || w->state == LOST))
+            any_missing = true;
     }
-    if (all_ready(m)) m->started = true;
-    renew(m);
-    const bool bring_up = any_registered && (m->started || !any_missing);
+    if (!m->started) {
+        m->started = true;
+        for (uint32_t id = 0; id < m->config.worker_count; id++)
+            m->started = m->started && is_ready_locked(m, id);
+    }
+    adoption_renew_locked(m);
+    bool bring_up = any_registered && (m->started || !any_missing);
+    if (bring_up) {
+        errbuf eb;
+        bring_up = adoption_start_locked(m, &eb) == MOE_OK;
+        if (!bring_up) LOG_WARN("membership", "experts can't be placed: %s", eb.text);
+    }
     pthread_mutex_unlock(&m->lock);
     return bring_up;
+}
+
+/* Links of workers that were let go, and watches of those that are gone. */
+static void
+clear_remains(membership *m)
+{
+    for (uint32_t id = 0; id < WORKER_MAX; id++) {
+        pthread_mutex_lock(&m->lock);
+        worker *w = &m->workers[id];
+        const bool gone = w->state == ABSENT || w->state == LOST;
+        const bool drop = w->state == ABSENT && w->linked;
+        rpc_client *watch = gone ? w->watch : NULL;
+        if (watch != NULL) w->watch = NULL;
+        if (drop) w->linked = false;
+        pthread_mutex_unlock(&m->lock);
+        rpc_client_close(watch);
+        if (!drop) continue;
+        membership_wait_for_step(m);
+        router_end_drop(m->config.router_end, id);
+    }
 }
 
 void
 membership_update(membership *m, uint32_t wait_ms)
 {
     const uint32_t seen = atomic_load(&m->bell);
-    if (check_workers(m)) {
+    if (membership_check(m)) {
         bring_up_registered(m);
-        check_workers(m);
+        membership_check(m);
+        futex_bump(&m->changes);
     }
+    clear_remains(m);
     if (!atomic_load(&m->stopping))
         futex_wait_change(&m->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
 }
@@ -511,7 +234,7 @@ membership_close(membership *m)
     m->closed = true;
     m->ready = false;
     pthread_mutex_unlock(&m->lock);
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+    for (uint32_t id = 0; id < WORKER_MAX; id++) {
         router_end_give_up(m->config.router_end, id);
     }
 }
@@ -521,8 +244,8 @@ membership_close(membership *m)
 static void
 forget_worker(membership *m, uint32_t id)
 {
-    if (is_ready(m, id)) m->workers[id].state = LOST;
-    judge(m);
+    if (is_ready_locked(m, id)) lose(m, id, "a step found it lost", clock_now_ns());
+    adoption_judge_locked(m);
 }
 
 /* expert_fleet_lost_fn: the same for a step that may go on, if replicas of all that is lost are
@@ -531,12 +254,12 @@ static bool
 on_lost(void *user, uint32_t id)
 {
     membership *m = user;
-    if (m->home == NULL || id >= m->config.worker_count) return false;
+    if (m->home == NULL || id >= WORKER_MAX) return false;
     pthread_mutex_lock(&m->lock);
     forget_worker(m, id);
-    const bool covered = !m->closed && is_covered(m, takes_rows);
+    const bool covered = !m->closed && adoption_is_covered_locked(m, adoption_takes_rows_locked);
     if (covered) {
-        fit_placement(m);
+        adoption_fit_locked(m);
         LOG_WARN("membership", "worker lost in a step, its replicas go on worker=%u", id);
     }
     pthread_mutex_unlock(&m->lock);
@@ -548,13 +271,15 @@ bool
 membership_enter(membership *m, expert_fleet *out)
 {
     pthread_mutex_lock(&m->lock);
-    renew(m);
+    adoption_renew_locked(m);
     const bool ready = m->ready;
+    if (!ready && m->moving && !m->closed) m->step_waits++;
     m->in_step = ready;
     *out = (expert_fleet){.exchange = m->config.router_end,
                           .mode = m->config.mode,
-                          .worker_count = m->config.worker_count,
-                          .placement = m->placement,
+                          .worker_count =
+                              m->home != NULL ? m->home->worker_count : m->config.worker_count,
+                          .placement = m->fitted,
                           .epoch = m->epoch,
                           .on_lost = on_lost,
                           .user = m};
@@ -568,7 +293,7 @@ membership_leave(membership *m)
 {
     pthread_mutex_lock(&m->lock);
     m->in_step = false;
-    renew(m);
+    adoption_renew_locked(m);
     pthread_mutex_unlock(&m->lock);
     futex_bump(&m->left);
 }
@@ -576,7 +301,7 @@ membership_leave(membership *m)
 void
 membership_lost(membership *m, uint32_t id)
 {
-    if (id >= m->config.worker_count) return;
+    if (id >= WORKER_MAX) return;
     pthread_mutex_lock(&m->lock);
     forget_worker(m, id);
     pthread_mutex_unlock(&m->lock);
@@ -590,20 +315,28 @@ membership_get_status(membership *m, membership_status *out)
     pthread_mutex_lock(&m->lock);
     *out = (membership_status){.ready = m->ready, .epoch = m->epoch};
     uint32_t missing = UINT32_MAX;
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
-        if (m->workers[id].state == READY)
+    for (uint32_t id = 0; id < m->worker_end; id++) {
+        if (!m->workers[id].belongs) continue;
+        out->workers++;
+        if (is_ready_locked(m, id))
             out->workers_ready++;
         else if (missing == UINT32_MAX)
             missing = id;
     }
+    int len = 0;
+    if (!m->ready && m->shortfall != 0)
+        len = snprintf(out->detail, sizeof out->detail,
+                       "the workers' memory is %llu bytes short of holding all experts; ",
+                       (unsigned long long)m->shortfall);
+    char *at = out->detail + len;
+    const size_t room = sizeof out->detail - (size_t)len;
     if (m->ready)
-        snprintf(out->detail, sizeof out->detail, "ready");
+        snprintf(at, room, "ready");
     else if (missing == UINT32_MAX)
-        snprintf(out->detail, sizeof out->detail, "starting");
+        snprintf(at, room, "starting");
     else
-        snprintf(out->detail, sizeof out->detail, "%u of %u workers are ready; worker %u is %s",
-                 out->workers_ready, m->config.worker_count, missing,
-                 state_names[m->workers[missing].state]);
+        snprintf(at, room, "%u of %u workers are ready; worker %u is %s", out->workers_ready,
+                 out->workers, missing, state_names[m->workers[missing].state]);
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -612,11 +345,122 @@ membership_worker(membership *m, uint32_t id)
 {
     pthread_mutex_lock(&m->lock);
     const worker *w = &m->workers[id];
-    const worker_status status = {.pid = w->pid,
-                                  .experts_hosted = w->experts_hosted,
-                                  .bytes_hosted = w->bytes_hosted,
-                                  .state = state_names[w->state],
-                                  .backend = w->backend == EXCHANGE_SHM ? "shm" : "nng"};
+    const bool draining = w->draining && w->state == READY;
+    worker_status status = {.known = w->state != ABSENT || w->belongs,
+                            .pid = w->pid,
+                            .experts_hosted = w->experts_hosted,
+                            .bytes_hosted = w->bytes_hosted,
+                            .memory_bytes = w->memory_bytes,
+                            .state = draining ? "draining" : state_names[w->state],
+                            .backend = w->backend == EXCHANGE_SHM ? "shm" : "nng"};
+    if (m->home != NULL && id < m->home->worker_count)
+        status.slots = m->home->slot_first[id + 1] - m->home->slot_first[id];
+    if (m->home != NULL && m->config.expert_bytes != 0)
+        status.bytes_hosted = w->experts_hosted * m->config.expert_bytes;
     pthread_mutex_unlock(&m->lock);
     return status;
+}
+
+/* ---- for who plans ---- */
+
+uint32_t
+membership_worker_end(membership *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const uint32_t end = m->worker_end;
+    pthread_mutex_unlock(&m->lock);
+    return end;
+}
+
+static bool
+is_counted_on(const membership *m, uint32_t id)
+{
+    const placement *p = m->home;
+    if (id >= p->worker_count) return false;
+    for (uint32_t l = 0; l < p->num_layers; l++) {
+        for (uint32_t s = p->slot_first[id]; s < p->slot_first[id + 1]; s++) {
+            if (placement_layer_slots(p, l)[s] != PLACEMENT_EMPTY) return true;
+        }
+    }
+    return false;
+}
+
+moe_err
+membership_look(membership *m, fleet_view *out, errbuf *eb)
+{
+    memset(out, 0, sizeof *out);
+    pthread_mutex_lock(&m->lock);
+    out->started = m->started && !m->closed;
+    out->epoch = m->epoch;
+    out->worker_end = m->worker_end;
+    out->covered = adoption_is_covered_locked(m, is_ready_locked);
+    const moe_err err = placement_clone(&out->home, m->home, eb);
+    for (uint32_t id = 0; id < m->worker_end; id++) {
+        const worker *w = &m->workers[id];
+        member *to = &out->members[id];
+        *to = (member){.ready = w->state == READY,
+                       .draining = w->draining,
+                       .missing = w->state != READY && is_counted_on(m, id),
+                       .incarnation = w->incarnation,
+                       .memory_bytes = w->memory_bytes,
+                       .lost_ns = w->lost_ns,
+                       .experts_hosted = w->experts_hosted};
+        memcpy(to->control_url, w->control_url, sizeof to->control_url);
+        memcpy(to->host_id, w->host_id, sizeof to->host_id);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return err;
+}
+
+void
+fleet_view_fini(fleet_view *v)
+{
+    placement_free(v->home);
+    v->home = NULL;
+}
+
+_Atomic uint32_t *
+membership_changes(membership *m)
+{
+    return &m->changes;
+}
+
+void
+membership_set_moving(membership *m, bool moving)
+{
+    pthread_mutex_lock(&m->lock);
+    m->moving = moving;
+    pthread_mutex_unlock(&m->lock);
+}
+
+uint64_t
+membership_step_waits(membership *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const uint64_t waits = m->step_waits;
+    pthread_mutex_unlock(&m->lock);
+    return waits;
+}
+
+void
+membership_set_shortfall(membership *m, uint64_t bytes)
+{
+    pthread_mutex_lock(&m->lock);
+    m->shortfall = bytes;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void
+membership_dismiss(membership *m, uint32_t id, uint64_t incarnation)
+{
+    pthread_mutex_lock(&m->lock);
+    worker *w = &m->workers[id];
+    if (w->incarnation == incarnation && w->draining) {
+        w->state = ABSENT;
+        w->belongs = w->draining = false;
+        w->experts_hosted = 0;
+        if (w->linked) router_end_give_up(m->config.router_end, id);
+    }
+    pthread_mutex_unlock(&m->lock);
+    futex_bump(&m->bell);
 }

@@ -1,18 +1,25 @@
 /* membership: which workers this router has, and where the experts are.
  *
- * Workers register themselves.  When as many as the cell is to have are there, the placement is
- * computed (linear: experts in equal runs over the workers, and replicas in the slots beyond them),
- * each worker is told to load its part, a link is made to it, and the fleet is ready.  A worker
- * whose heartbeats stop is given up; where it alone hosts an expert, the fleet is not ready until
- * one registers in its place.
+ * Workers register themselves.  When as many as the cell begins with are there, the first placement
+ * is computed (linear: experts in equal runs over the workers, and replicas in the slots beyond
+ * them), each worker is told to load its part, a link is made to it, and the fleet is ready.  More
+ * may register later, under any id: they are brought up with nothing to host.
  *
- * With replicas (EP) a loss need not be felt: while every expert has a host left, the fleet stays
- * ready, steps use the others, and a step that is under way goes on with them.  The epoch rises
- * between two steps, whenever other workers take part than before.
+ * The placement changes while the fleet serves: somebody (the balancer) has workers host what a new
+ * one needs, says so (membership_set_hosted()), and proposes it; it is adopted between two steps if
+ * all that it names is there, and its epoch begins.  No step waits for that.
  *
- * Threads: on_register, on_heartbeat and the getters from any thread; update() from the control
- * thread; what enter() gives is for the step thread, until leave().  No step waits for update():
- * it touches only links of workers that no step can use.
+ * A worker whose connection ends or whose heartbeats stop is given up.  With replicas (EP) a loss
+ * need not be felt: while every expert has a host left, the fleet stays ready, steps use the
+ * others, and a step that is under way goes on with them.  Else the fleet is not ready until the
+ * experts are hosted again, by a worker that registers in its place, or by others.
+ *
+ * Threads: update() and free from the control thread; propose, set_hosted, dismiss from one other
+ * thread; what enter() gives is for the step thread, until leave(); the rest from any.  No step
+ * waits for update() or propose(): they touch only links of workers that no step can use.
+ *
+ * Files: membership.c who is there, and steps; bring_up.c what a worker needs before steps may use
+ * it; adoption.c which placement steps use.
  */
 #ifndef MOE_ROUTER_MEMBERSHIP_H
 #define MOE_ROUTER_MEMBERSHIP_H
@@ -20,6 +27,7 @@
 #include <stdbool.h>
 
 #include "proto/identity.h"
+#include "proto/rpc.h"
 #include "router/transformer.h"
 
 typedef struct membership membership;
@@ -31,9 +39,11 @@ typedef enum exchange_choice {
 } exchange_choice;
 
 typedef struct membership_config {
-    uint32_t worker_count; /* the cell's size: ids 0 .. worker_count-1 */
+    uint32_t worker_count; /* the cell begins when ids 0 .. worker_count-1 are there; WIRE_TP: there
+                              are no others */
     enum wire_mode mode;
     uint32_t num_redundant_experts; /* WIRE_EP: slots of a layer beyond its experts */
+    uint64_t expert_bytes;          /* of one expert's packed weights; 0: memory is not looked at */
     exchange_choice exchange;
     uint32_t worker_timeout_ms; /* without a heartbeat */
     uint32_t load_timeout_ms;
@@ -48,7 +58,7 @@ moe_err membership_create(membership **out, const membership_config *config, err
 void membership_free(membership *m); /* accepts NULL */
 
 /*   MOE_EMISMATCH  another model, version or numeric class
- *   MOE_ERANGE     worker_id is not below worker_count
+ *   MOE_ERANGE     worker_id is not below WORKER_MAX (WIRE_TP: worker_count)
  *   MOE_EINVAL     it does not say what it serves, or its control_url is too long
  *   MOE_EBUSY      a worker with this id is alive: try again  */
 moe_err membership_on_register(membership *m, const Conclave__RegisterRequest *request, errbuf *eb);
@@ -72,19 +82,81 @@ void membership_lost(membership *m, uint32_t worker_id);
 
 typedef struct membership_status {
     bool ready;
-    uint32_t workers_ready;
+    uint32_t workers, workers_ready; /* of the cell now */
     uint64_t epoch;
-    char detail[160];
+    char detail[240];
 } membership_status;
 
 void membership_get_status(membership *m, membership_status *out);
 
 /* One worker, for statistics.  Texts are static. */
 typedef struct worker_status {
-    uint32_t pid, experts_hosted;
-    uint64_t bytes_hosted;
+    bool known;                          /* else it never registered, or was let go */
+    uint32_t pid, experts_hosted, slots; /* slots: of one layer, in the placement */
+    uint64_t bytes_hosted, memory_bytes;
     const char *state, *backend;
 } worker_status;
 worker_status membership_worker(membership *m, uint32_t worker_id);
+uint32_t membership_worker_end(membership *m); /* one more than the highest id that ever was */
+
+/* ---- changing the placement while serving (WIRE_EP) ---- */
+
+/* What one worker is, for who plans. */
+typedef struct member {
+    bool ready, draining;
+    bool missing; /* not there, but the placement counts on it */
+    uint64_t incarnation, memory_bytes;
+    uint64_t lost_ns; /* when it was given up; clock_now_ns() time */
+    uint32_t experts_hosted;
+    char control_url[RPC_URL_MAX];
+    char host_id[HOST_ID_MAX];
+} member;
+
+/* The fleet at one moment: what another router would have to know to send rows to it. */
+typedef struct fleet_view {
+    bool started;
+    bool covered; /* every expert has a host that is ready */
+    uint64_t epoch;
+    uint32_t worker_end; /* members[worker_end] */
+    placement *home;     /* the placement in force, whole; owned */
+    member members[WORKER_MAX];
+} fleet_view;
+
+/*   MOE_ENOMEM  */
+moe_err membership_look(membership *m, fleet_view *out, errbuf *eb);
+void fleet_view_fini(fleet_view *v);
+
+/* Rises when there may be something to plan: workers come, go or are to be drained. */
+_Atomic uint32_t *membership_changes(membership *m);
+
+/* Does this life of a worker host expert `id` (layer * E + expert)? */
+bool membership_hosts(membership *m, uint32_t worker, uint64_t incarnation, uint32_t id);
+/* It does now (or no more).  Nothing happens when that life is over. */
+void membership_set_hosted(membership *m, uint32_t worker, uint64_t incarnation,
+                           const uint32_t *ids, size_t count, bool hosted);
+/* Experts that it hosts and the placement does not name; out [L * E]; returns how many. */
+size_t membership_surplus(membership *m, uint32_t worker, uint32_t *out);
+
+/* Use this placement (owned from here on, also after errors) from the next step on.  Returns when
+ * no step uses the one before any more.
+ *   MOE_ECLOSED  one of its hosts is not ready or does not host what it names: the placement stays
+ *   MOE_ENOMEM  */
+moe_err membership_propose(membership *m, placement *next, errbuf *eb);
+
+/* A change that is not a repair is under way: a step that finds the fleet not ready meanwhile
+ * counts as one that waited for it. */
+void membership_set_moving(membership *m, bool moving);
+uint64_t membership_step_waits(membership *m);
+
+/* Bytes of memory that are missing for all experts to be hosted; 0 = none.  Health tells. */
+void membership_set_shortfall(membership *m, uint64_t bytes);
+
+/* These workers are to go, as soon as others host what they do.
+ *   MOE_ENOTFOUND     one is not there
+ *   MOE_EUNSUPPORTED  WIRE_TP
+ *   MOE_ENOMEM        the others' memory does not suffice; the text names the bytes  */
+moe_err membership_drain(membership *m, const uint32_t *ids, size_t count, errbuf *eb);
+/* One that is being drained, and hosts nothing more, has been told to end: forget it. */
+void membership_dismiss(membership *m, uint32_t worker, uint64_t incarnation);
 
 #endif

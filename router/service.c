@@ -38,7 +38,7 @@ on_health(Conclave__Router_Service *rpc, const Conclave__HealthRequest *request,
     reply.max_num_seqs = c->max_num_seqs;
     reply.max_num_batched_tokens = c->max_num_batched_tokens;
     reply.max_model_len = c->max_model_len;
-    reply.worker_count = c->worker_count;
+    reply.worker_count = status.workers;
     reply.workers_ready = status.workers_ready;
     reply.parallelism = (char *)(uintptr_t)(c->tensor_parallel ? "tp" : "ep");
     reply.epoch = status.epoch;
@@ -100,8 +100,10 @@ on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
     reply.resends = stats.resends;
 
     Conclave__WorkerStatus workers[WORKER_MAX], *pointers[WORKER_MAX];
-    for (uint32_t id = 0; id < c->worker_count; id++) {
+    const uint32_t end = membership_worker_end(c->membership);
+    for (uint32_t id = 0; id < end; id++) {
         const worker_status w = membership_worker(c->membership, id);
+        if (!w.known) continue;
         conclave__worker_status__init(&workers[id]);
         workers[id].worker_id = id;
         workers[id].pid = w.pid;
@@ -109,9 +111,10 @@ on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
         workers[id].backend = (char *)(uintptr_t)w.backend;
         workers[id].experts_hosted = w.experts_hosted;
         workers[id].bytes_hosted = w.bytes_hosted;
-        pointers[id] = &workers[id];
+        workers[id].memory_bytes = w.memory_bytes;
+        workers[id].slots = w.slots;
+        pointers[reply.n_workers++] = &workers[id];
     }
-    reply.n_workers = c->worker_count;
     reply.workers = pointers;
     closure(&reply, data);
 }

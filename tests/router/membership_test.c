@@ -169,8 +169,8 @@ Test(membership, refuses_workers_that_do_not_fit_and_says_why)
     const Conclave__RegisterRequest good = fake_worker_request(&workers[0]);
 
     Conclave__RegisterRequest r = good;
-    r.worker_id = 2;
-    expect_refused(&r, MOE_ERANGE, "worker 2: this cell has workers 0 to 1");
+    r.worker_id = WORKER_MAX;
+    expect_refused(&r, MOE_ERANGE, "worker 256: this cell has workers 0 to 255");
     r.worker_id = UINT32_MAX;
     expect_refused(&r, MOE_ERANGE, "4294967295");
 

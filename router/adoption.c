@@ -1,0 +1,342 @@
+/* Which placement steps use (membership.h). */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/futex.h"
+#include "common/log.h"
+#include "router/eplb_policy.h"
+#include "router/membership_impl.h"
+
+/* ---- the first placement ---- */
+
+static moe_err
+place_linear(membership *m, const uint32_t *capacities, uint32_t worker_count, placement **out,
+             errbuf *eb)
+{
+    const membership_config *c = &m->config;
+    const exchange_limits *l = &c->limits;
+    uint32_t slot_counts[WORKER_MAX];
+    errbuf note;
+    *out = NULL;
+    moe_err err =
+        eplb_slot_counts(EPLB_CONCLAVE, l->num_layers, l->num_experts, c->num_redundant_experts,
+                         worker_count, capacities, (double)c->expert_bytes, slot_counts, &note);
+    if (err) return err_set(eb, err, "%s", note.text);
+    if (note.text[0] != '\0') LOG_WARN("membership", "%s", note.text);
+    err = placement_create(out, l->num_layers, l->num_experts, worker_count, slot_counts, eb);
+    if (!err) err = placement_set_linear(*out, eb);
+    if (err) {
+        placement_free(*out);
+        *out = NULL;
+        return err;
+    }
+    placement_fill_spare(*out);
+    return MOE_OK;
+}
+
+static moe_err
+set_home(membership *m, placement *home, errbuf *eb)
+{
+    placement *fitted;
+    const moe_err err = placement_clone(&fitted, home, eb);
+    if (err) {
+        placement_free(home);
+        return err;
+    }
+    placement_free(m->home);
+    placement_free(m->fitted);
+    m->home = home;
+    m->fitted = fitted;
+    return MOE_OK;
+}
+
+moe_err
+adoption_init(membership *m, errbuf *eb)
+{
+    uint32_t capacities[WORKER_MAX];
+    placement *home;
+    m->id_count = (size_t)m->config.limits.num_layers * m->config.limits.num_experts;
+    if (m->config.mode != WIRE_EP) return MOE_OK;
+    m->hosted = calloc(WORKER_MAX * m->id_count, sizeof *m->hosted);
+    if (m->hosted == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    for (uint32_t w = 0; w < m->config.worker_count; w++)
+        capacities[w] = m->config.limits.num_experts;
+    const moe_err err = place_linear(m, capacities, m->config.worker_count, &home, eb);
+    return err ? err : set_home(m, home, eb);
+}
+
+void
+adoption_fini(membership *m)
+{
+    placement_free(m->home);
+    placement_free(m->fitted);
+    placement_free(m->next);
+    placement_free(m->next_fitted);
+    free(m->hosted);
+}
+
+/* Slots of each layer that a worker's memory has. */
+static uint32_t
+capacity_of(const membership *m, const worker *w)
+{
+    const exchange_limits *l = &m->config.limits;
+    if (w->memory_bytes == 0 || m->config.expert_bytes == 0) return l->num_experts;
+    const uint64_t slots = w->memory_bytes / m->config.expert_bytes / l->num_layers;
+    return slots < l->num_experts ? (uint32_t)slots : l->num_experts;
+}
+
+/* Bytes that workers for which capacities has slots lack for all experts. */
+static uint64_t
+shortfall_of(const membership *m, const uint32_t *capacities, uint32_t count)
+{
+    const exchange_limits *l = &m->config.limits;
+    uint64_t slots = 0;
+    for (uint32_t w = 0; w < count; w++)
+        slots += capacities[w];
+    return slots >= l->num_experts
+               ? 0
+               : (l->num_experts - slots) * l->num_layers * m->config.expert_bytes;
+}
+
+moe_err
+adoption_start_locked(membership *m, errbuf *eb)
+{
+    uint32_t capacities[WORKER_MAX];
+    placement *home;
+    if (m->placed || m->config.mode != WIRE_EP) return MOE_OK;
+    for (uint32_t w = 0; w < m->worker_end; w++)
+        capacities[w] = m->workers[w].state == REGISTERED ? capacity_of(m, &m->workers[w]) : 0;
+    m->shortfall = shortfall_of(m, capacities, m->worker_end);
+    moe_err err = place_linear(m, capacities, m->worker_end, &home, eb);
+    if (!err) err = set_home(m, home, eb);
+    m->placed = err == MOE_OK;
+    return err;
+}
+
+/* ---- who takes part ---- */
+
+static bool
+all_ready(const membership *m)
+{
+    for (uint32_t id = 0; id < m->config.worker_count; id++) {
+        if (!is_ready_locked(m, id)) return false;
+    }
+    return true;
+}
+
+bool
+adoption_takes_rows_locked(const membership *m, uint32_t id)
+{
+    return is_ready_locked(m, id) && (!m->in_step || m->members[id]);
+}
+
+static bool
+serves(const membership *m, uint32_t w, uint32_t layer, uint32_t expert)
+{
+    const size_t id = (size_t)layer * m->config.limits.num_experts + expert;
+    return m->hosted[w * m->id_count + id];
+}
+
+bool
+adoption_is_covered_locked(const membership *m, there_fn *there)
+{
+    if (m->home == NULL) return all_ready(m);
+    for (uint32_t l = 0; l < m->home->num_layers; l++) {
+        for (uint32_t e = 0; e < m->home->num_experts; e++) {
+            uint32_t count, i = 0;
+            const uint32_t *hosts = placement_hosts(m->home, l, e, &count);
+            while (i < count && !(there(m, hosts[i]) && serves(m, hosts[i], l, e)))
+                i++;
+            if (i == count) return false;
+        }
+    }
+    return true;
+}
+
+void
+adoption_judge_locked(membership *m)
+{
+    m->ready = m->started && !m->closed && adoption_is_covered_locked(m, is_ready_locked);
+}
+
+void
+adoption_fit_locked(membership *m)
+{
+    if (m->home == NULL) return;
+    const placement *home = m->home;
+    placement *p = m->fitted;
+    for (uint32_t w = 0; w < home->worker_count; w++) {
+        const bool takes = adoption_takes_rows_locked(m, w);
+        for (uint32_t s = home->slot_first[w]; s < home->slot_first[w + 1]; s++) {
+            for (uint32_t l = 0; l < home->num_layers; l++) {
+                const size_t at = (size_t)l * home->slot_count + s;
+                const uint32_t e = home->slots[at];
+                const bool here = takes && e != PLACEMENT_EMPTY && serves(m, w, l, e);
+                p->slots[at] = here ? e : PLACEMENT_EMPTY;
+            }
+        }
+    }
+    placement_index(p);
+    placement_set_even_shares(p);
+}
+
+/* ---- a new placement ---- */
+
+/* Is all that it names there? */
+static bool
+is_there(const membership *m, const placement *p)
+{
+    for (uint32_t w = 0; w < p->worker_count; w++) {
+        for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
+            for (uint32_t l = 0; l < p->num_layers; l++) {
+                const uint32_t e = p->slots[(size_t)l * p->slot_count + s];
+                if (e == PLACEMENT_EMPTY) continue;
+                if (!is_ready_locked(m, w) || !serves(m, w, l, e)) return false;
+            }
+        }
+    }
+    return true;
+}
+
+static void
+swap(placement **a, placement **b)
+{
+    placement *old = *a;
+    *a = *b;
+    *b = old;
+}
+
+void
+adoption_renew_locked(membership *m)
+{
+    bool changed = false;
+    if (m->in_step || !m->started) return;
+    if (m->next != NULL && !m->adopted && is_there(m, m->next)) {
+        swap(&m->home, &m->next);
+        swap(&m->fitted, &m->next_fitted);
+        m->adopted = true; /* who proposed it frees the old ones */
+        changed = true;
+    }
+    for (uint32_t id = 0; id < m->worker_end; id++) {
+        changed = changed || m->members[id] != is_ready_locked(m, id);
+        m->members[id] = is_ready_locked(m, id);
+    }
+    if (!changed) return;
+    adoption_judge_locked(m);
+    adoption_fit_locked(m);
+    if (!m->ready) return;
+    m->epoch++;
+    LOG_INFO("membership", "all experts are hosted workers=%u epoch=%llu", m->worker_end,
+             (unsigned long long)m->epoch);
+}
+
+moe_err
+membership_propose(membership *m, placement *next, errbuf *eb)
+{
+    placement *fitted;
+    moe_err err = placement_clone(&fitted, next, eb);
+    if (err) {
+        placement_free(next);
+        return err;
+    }
+    pthread_mutex_lock(&m->lock);
+    m->next = next;
+    m->next_fitted = fitted;
+    m->adopted = false;
+    adoption_renew_locked(m);
+    pthread_mutex_unlock(&m->lock);
+    membership_wait_for_step(m); /* one that was under way has ended with another renew */
+    pthread_mutex_lock(&m->lock);
+    const bool adopted = m->adopted;
+    next = m->next; /* or the old one */
+    fitted = m->next_fitted;
+    m->next = m->next_fitted = NULL;
+    pthread_mutex_unlock(&m->lock);
+    placement_free(next);
+    placement_free(fitted);
+    if (adopted) return MOE_OK;
+    return err_set(eb, MOE_ECLOSED, "a worker was lost before its new experts could be used");
+}
+
+/* ---- what workers host ---- */
+
+static bool
+is_life(const membership *m, uint32_t w, uint64_t incarnation)
+{
+    return w < m->worker_end && m->workers[w].incarnation == incarnation;
+}
+
+bool
+membership_hosts(membership *m, uint32_t w, uint64_t incarnation, uint32_t id)
+{
+    pthread_mutex_lock(&m->lock);
+    const bool hosts = is_life(m, w, incarnation) && hosted_locked(m, w)[id];
+    pthread_mutex_unlock(&m->lock);
+    return hosts;
+}
+
+void
+membership_set_hosted(membership *m, uint32_t w, uint64_t incarnation, const uint32_t *ids,
+                      size_t count, bool hosted)
+{
+    pthread_mutex_lock(&m->lock);
+    if (is_life(m, w, incarnation)) {
+        bool *has = hosted_locked(m, w);
+        for (size_t i = 0; i < count; i++) {
+            m->workers[w].experts_hosted += (uint32_t)hosted - (uint32_t)has[ids[i]];
+            has[ids[i]] = hosted;
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+size_t
+membership_surplus(membership *m, uint32_t w, uint32_t *out)
+{
+    const uint32_t experts = m->config.limits.num_experts;
+    size_t count = 0;
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t i = 0; i < m->id_count && is_ready_locked(m, w); i++) {
+        if (hosted_locked(m, w)[i] && !placement_is_host(m->home, i / experts, i % experts, w))
+            out[count++] = i;
+    }
+    pthread_mutex_unlock(&m->lock);
+    return count;
+}
+
+/* ---- workers that are to go ---- */
+
+moe_err
+membership_drain(membership *m, const uint32_t *ids, size_t count, errbuf *eb)
+{
+    uint32_t capacities[WORKER_MAX] = {0};
+    moe_err err = MOE_OK;
+    if (m->config.mode != WIRE_EP)
+        return err_set(eb, MOE_EUNSUPPORTED,
+                       "with --parallelism tp every worker has a slice of all experts");
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t w = 0; w < m->worker_end; w++) {
+        if (is_ready_locked(m, w) && !m->workers[w].draining)
+            capacities[w] = capacity_of(m, &m->workers[w]);
+    }
+    for (size_t i = 0; i < count && !err; i++) {
+        if (ids[i] >= m->worker_end || m->workers[ids[i]].state == ABSENT)
+            err = err_set(eb, MOE_ENOTFOUND, "there is no worker %u", ids[i]);
+        else
+            capacities[ids[i]] = 0;
+    }
+    const uint64_t missing = err ? 0 : shortfall_of(m, capacities, m->worker_end);
+    bool any = false;
+    for (uint32_t w = 0; w < m->worker_end; w++)
+        any = any || capacities[w] != 0;
+    if (!err && (missing != 0 || !any))
+        err = err_set(eb, MOE_ENOMEM,
+                      "the other workers' memory is %llu bytes short of holding all experts",
+                      (unsigned long long)missing);
+    for (size_t i = 0; i < count && !err; i++)
+        m->workers[ids[i]].draining = true;
+    pthread_mutex_unlock(&m->lock);
+    if (!err) futex_bump(&m->changes);
+    return err;
+}

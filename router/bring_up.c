@@ -1,0 +1,195 @@
+/* What a worker needs before steps may use it: its experts, and a link (membership.h). */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "router/membership_impl.h"
+
+#define ATTACH_TIMEOUT_MS 10000
+#define LOAD_MESSAGE_BYTES (16u << 20)
+
+/* Worker's methods, in the order of conclave.proto. */
+enum { METHOD_LOAD = 0, METHOD_ATTACH = 1 };
+
+/* A load takes minutes: do not wait for the answer of a worker whose heartbeats have ended or that
+ * was replaced, nor when this router stops. */
+static bool
+call_is_vain(void *arg)
+{
+    const bring_up_call *call = arg;
+    membership *m = call->m;
+    if (atomic_load(&m->stopping)) return true;
+    membership_check(m); /* others serve meanwhile, and may fall silent */
+    pthread_mutex_lock(&m->lock);
+    const worker *w = &m->workers[call->id];
+    const bool vain =
+        w->incarnation != call->worker.incarnation || is_gone_locked(m, w, clock_now_ns());
+    pthread_mutex_unlock(&m->lock);
+    return vain;
+}
+
+static void
+begin_load(bring_up_call *call)
+{
+    membership *m = call->m;
+    const uint32_t id = call->id;
+    const exchange_limits *l = &m->config.limits;
+    Conclave__LoadRequest load = CONCLAVE__LOAD_REQUEST__INIT;
+    const bool tp = m->config.mode == WIRE_TP;
+    size_t count = 0;
+    call->experts = malloc((m->id_count + 1) * sizeof *call->experts);
+    if (call->experts == NULL) {
+        call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
+        return;
+    }
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t i = 0; i < m->id_count; i++) {
+        if (tp || placement_is_host(m->home, i / l->num_experts, i % l->num_experts, id))
+            call->experts[count++] = i;
+    }
+    load.epoch = m->epoch + 1; /* it is served from a later one on */
+    pthread_mutex_unlock(&m->lock);
+    load.tp_rank = tp ? id : 0;
+    load.tp_ranks = tp ? m->config.worker_count : 1;
+    load.row_max = l->token_max * l->top_k;
+    load.n_experts = count;
+    load.experts = call->experts;
+    call->worker.experts_hosted = (uint32_t)count;
+    call->load =
+        rpc_call_begin(call->client, METHOD_LOAD, &load.base, m->config.load_timeout_ms, NULL);
+    if (call->load == NULL) call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
+}
+
+static void
+end_load(bring_up_call *call)
+{
+    if (call->load == NULL) return;
+    ProtobufCMessage *response;
+    while (!rpc_pending_wait(call->load, clock_now_ns() + CALL_POLL_MS * NS_PER_MS) &&
+           !call_is_vain(call)) {
+    }
+    call->err = rpc_pending_finish(call->load, &response, NULL, &call->eb);
+    call->load = NULL;
+    if (call->err) return;
+    call->worker.bytes_hosted = ((const Conclave__LoadReply *)(const void *)response)->bytes_hosted;
+    rpc_response_free(response);
+}
+
+static moe_err
+make_link(bring_up_call *call, errbuf *eb)
+{
+    membership *m = call->m;
+    const worker *w = &call->worker;
+    const uint32_t id = call->id;
+    attach_offer offer;
+    moe_err err =
+        router_end_prepare(m->config.router_end, id, w->incarnation, w->backend, &offer, eb);
+    if (err) return err;
+
+    Conclave__AttachRequest request = CONCLAVE__ATTACH_REQUEST__INIT;
+    request.router_id = offer.router_id;
+    request.router_incarnation = offer.router_incarnation;
+    request.backend = (char *)(uintptr_t)(offer.backend == EXCHANGE_SHM ? "shm" : "nng");
+    request.rows_name = offer.rows_name;
+    request.link_name = offer.link_name;
+    request.key = (ProtobufCBinaryData){EXCHANGE_KEY_BYTES, offer.key};
+    request.micro_batch_max = offer.limits.micro_batch_max;
+    request.token_max = offer.limits.token_max;
+    request.num_layers = offer.limits.num_layers;
+    request.num_experts = offer.limits.num_experts;
+    request.top_k = offer.limits.top_k;
+    request.hidden = offer.limits.hidden;
+    request.dtype = (char *)(uintptr_t)dtype_name(offer.limits.dtype);
+
+    ProtobufCMessage *response;
+    err = rpc_call_watched(call->client, METHOD_ATTACH, &request.base, ATTACH_TIMEOUT_MS,
+                           call_is_vain, call, CALL_POLL_MS, &response, NULL, eb);
+    if (err) return err;
+    const Conclave__AttachReply *reply = (const void *)response;
+    attach_answer answer = {{0}, {0}};
+    if (strlen(reply->bell_name) >= sizeof answer.bell_name ||
+        strlen(reply->url) >= sizeof answer.url) {
+        err = err_set(eb, MOE_EINVAL, "its answer to Attach holds an overlong name");
+    } else {
+        memcpy(answer.bell_name, reply->bell_name, strlen(reply->bell_name) + 1);
+        memcpy(answer.url, reply->url, strlen(reply->url) + 1);
+        err = router_end_complete(m->config.router_end, id, &answer, ATTACH_TIMEOUT_MS, eb);
+    }
+    rpc_response_free(response);
+    return err;
+}
+
+static void
+begin_bring_up(membership *m, uint32_t id)
+{
+    bring_up_call *call = &m->calls[id];
+    *call = (bring_up_call){.m = m, .id = id};
+    pthread_mutex_lock(&m->lock);
+    call->worker = m->workers[id];
+    m->workers[id].state = LOADING;
+    pthread_mutex_unlock(&m->lock);
+    call->err = rpc_client_open(&call->client,
+                                &(rpc_client_options){.url = call->worker.control_url,
+                                                      .service = &conclave__worker__descriptor,
+                                                      .message_bytes_max = LOAD_MESSAGE_BYTES,
+                                                      .lost_bell = &m->bell},
+                                &call->eb);
+    if (!call->err) begin_load(call);
+}
+
+static void
+end_bring_up(membership *m, uint32_t id)
+{
+    bring_up_call *call = &m->calls[id];
+    end_load(call);
+    membership_wait_for_step(m);
+    if (call->worker.linked) router_end_drop(m->config.router_end, id);
+    bool linked = false;
+    if (!call->err) {
+        call->err = make_link(call, &call->eb);
+        linked = call->err == MOE_OK;
+        if (!linked) router_end_drop(m->config.router_end, id);
+    }
+
+    rpc_client *unused = call->client;
+    pthread_mutex_lock(&m->lock);
+    worker *w = &m->workers[id];
+    w->linked = linked;
+    if (w->incarnation == call->worker.incarnation && w->state == LOADING) {
+        w->state = call->err ? LOST : READY; /* LOST: its next heartbeat makes it register again */
+        w->bytes_hosted = call->worker.bytes_hosted;
+        w->experts_hosted = call->worker.experts_hosted;
+        for (uint32_t i = 0; i < w->experts_hosted && m->hosted != NULL && !call->err; i++)
+            hosted_locked(m, id)[call->experts[i]] = true;
+        if (!call->err) {
+            unused = w->watch;
+            w->watch = call->client;
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+    rpc_client_close(unused);
+    free(call->experts);
+    call->experts = NULL;
+    if (call->err)
+        LOG_ERROR("membership", "worker %u could not be brought up: %s", id, call->eb.text);
+    else
+        LOG_INFO("membership", "worker ready worker=%u backend=%s experts=%u", id,
+                 call->worker.backend == EXCHANGE_SHM ? "shm" : "nng", call->worker.experts_hosted);
+}
+
+/* Everything that registered workers need before steps may use them; they load side by side. */
+void
+bring_up_registered(membership *m)
+{
+    bool begun[WORKER_MAX] = {false};
+    for (uint32_t id = 0; id < WORKER_MAX && !atomic_load(&m->stopping); id++) {
+        pthread_mutex_lock(&m->lock);
+        begun[id] = m->workers[id].state == REGISTERED;
+        pthread_mutex_unlock(&m->lock);
+        if (begun[id]) begin_bring_up(m, id);
+    }
+    for (uint32_t id = 0; id < WORKER_MAX; id++) {
+        if (begun[id]) end_bring_up(m, id);
+    }
+}
