@@ -267,15 +267,6 @@ is_life(const membership *m, uint32_t w, uint64_t incarnation)
     return w < m->worker_end && m->workers[w].incarnation == incarnation;
 }
 
-bool
-membership_hosts(membership *m, uint32_t w, uint64_t incarnation, uint32_t id)
-{
-    pthread_mutex_lock(&m->lock);
-    const bool hosts = is_life(m, w, incarnation) && hosted_locked(m, w)[id];
-    pthread_mutex_unlock(&m->lock);
-    return hosts;
-}
-
 void
 membership_set_hosted(membership *m, uint32_t w, uint64_t incarnation, const uint32_t *ids,
                       size_t count, bool hosted)

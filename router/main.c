@@ -9,6 +9,7 @@
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
+#include "router/balancer.h"
 #include "router/eplb_config.h"
 #include "router/placement.h"
 #include "router/service.h"
@@ -41,11 +42,11 @@ on_signal(int sig)
 
 typedef struct options {
     const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
-        *transport, *packed_cache, *cpu_affinity, *log_level;
-    const char *eplb_config;
+        *transport, *packed_cache, *cpu_affinity, *log_level, *eplb_config, *eplb_policy,
+        *routing_trace;
     int64_t router_id, workers, num_redundant_experts, max_num_seqs, max_num_batched_tokens,
-        max_model_len, num_kv_blocks, micro_batches, threads, worker_timeout_ms;
-    bool profile, print_run_id;
+        max_model_len, num_kv_blocks, micro_batches, threads, worker_timeout_ms, eplb_move_mbps;
+    bool eplb, profile, print_run_id;
 } options;
 
 static transformer_config
@@ -77,7 +78,7 @@ size_transformer(const options *o, const model_config *model)
     return c;
 }
 
-/* --eplb-config, and the flag for the one of its values that also matters without balancing. */
+/* --eplb-config, and the flag for the one of its values that also matters with --eplb off. */
 static moe_err
 read_eplb_config(const options *o, bool tp, eplb_config *out, errbuf *eb)
 {
@@ -85,17 +86,39 @@ read_eplb_config(const options *o, bool tp, eplb_config *out, errbuf *eb)
     const moe_err err =
         o->eplb_config[0] != '\0' ? eplb_config_parse(o->eplb_config, out, eb) : MOE_OK;
     if (err) return err;
-    const eplb_config usual = eplb_default_config();
-    if (out->window_size != usual.window_size || out->step_interval != usual.step_interval ||
-        out->log_balancedness)
-        LOG_WARN("router", "--eplb-config: only num_redundant_experts has an effect: experts are "
-                           "not moved while serving in this version");
     if (o->num_redundant_experts >= 0)
         out->num_redundant_experts = (uint32_t)o->num_redundant_experts;
     if (tp && out->num_redundant_experts != 0)
         return err_set(eb, MOE_EUNSUPPORTED,
                        "redundant experts: with --parallelism tp every worker has a slice of all");
+    if (tp && o->eplb)
+        return err_set(eb, MOE_EUNSUPPORTED,
+                       "--eplb: with --parallelism tp every worker has a slice of all experts");
     return MOE_OK;
+}
+
+static uint64_t
+expert_bytes(moe_dtype dtype, const model_config *model)
+{
+    expert_layout layout;
+    expert_layout_init(&layout, dtype, model, 0, model->intermediate_size);
+    return layout.slot_bytes;
+}
+
+static moe_err
+start_feed(load_feed **out, const options *o, const model_config *model, uint64_t fingerprint,
+           const eplb_config *balance, membership *m, errbuf *eb)
+{
+    return load_feed_start(out,
+                           &(load_feed_config){.shape = {.num_layers = model->num_layers,
+                                                         .num_experts = model->num_experts,
+                                                         .top_k = model->top_k,
+                                                         .fingerprint = fingerprint,
+                                                         .steps_per_record = 1},
+                                               .balance = *balance,
+                                               .trace_path = o->routing_trace,
+                                               .bell = membership_changes(m)},
+                           eb);
 }
 
 static int
@@ -111,6 +134,9 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     transformer *tf = NULL;
     router_end *exchange = NULL;
     stepper *step = NULL;
+    load_feed *feed = NULL;
+    balancer *balance_thread = NULL;
+    eplb_policy policy = EPLB_CONCLAVE;
     phases profile;
     phases_init(&profile, step_phase_names, STEP_PHASES, o->profile);
     router_service *service = NULL;
@@ -159,6 +185,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
         &(membership_config){.worker_count = (uint32_t)o->workers,
                              .mode = tp ? WIRE_TP : WIRE_EP,
                              .num_redundant_experts = balance.num_redundant_experts,
+                             .expert_bytes = expert_bytes(sizes.expert_dtype, model),
                              .exchange = choice,
                              .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,
                              .load_timeout_ms = 3600 * 1000,
@@ -168,10 +195,12 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                              .router_id = (uint32_t)o->router_id,
                              .router_incarnation = incarnation},
         eb);
+    if (!err) err = start_feed(&feed, o, model, id.model.fingerprint, &balance, running, eb);
     if (err) goto done;
     err = stepper_start(&step,
                         &(stepper_config){.transformer = tf,
                                           .membership = running,
+                                          .feed = feed,
                                           .vocab_size = model->vocab_size,
                                           .max_num_seqs = sizes.seq_max,
                                           .max_num_batched_tokens = sizes.token_max,
@@ -181,6 +210,21 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .incarnation = incarnation,
                                           .phases = &profile},
                         eb);
+    (void)eplb_policy_parse(o->eplb_policy, &policy);
+    if (!err && !tp)
+        err = balancer_start(
+            &balance_thread,
+            &(balancer_config){.membership = running,
+                               .stepper = step,
+                               .feed = feed,
+                               .num_layers = model->num_layers,
+                               .num_experts = model->num_experts,
+                               .expert_bytes = expert_bytes(sizes.expert_dtype, model),
+                               .enabled = o->eplb,
+                               .policy = policy,
+                               .balance = balance,
+                               .move_bytes_per_s = (uint64_t)o->eplb_move_mbps * 1000000},
+            eb);
     if (err) goto done;
     err = router_service_start(&service,
                                &(router_service_config){.control_url = control_url,
@@ -189,7 +233,9 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                                         .transformer = tf,
                                                         .membership = running,
                                                         .stepper = step,
-                                                        .worker_count = (uint32_t)o->workers,
+                                                        .balancer = balance_thread,
+                                                        .eplb = o->eplb,
+                                                        .eplb_policy = o->eplb_policy,
                                                         .kv_block_count = sizes.kv_block_count,
                                                         .max_num_seqs = sizes.seq_max,
                                                         .max_num_batched_tokens = sizes.token_max,
@@ -218,7 +264,9 @@ done:
     if (err) LOG_ERROR("router", "%s", eb->text);
     router_service_stop(service); /* first: its handlers use what follows */
     membership_close(running);
+    balancer_stop(balance_thread);
     stepper_stop(step);
+    load_feed_stop(feed);
     membership_free(running);
     router_end_free(exchange);
     transformer_free(tf);
@@ -245,7 +293,17 @@ main(int argc, char **argv)
         {"parallelism", NULL, FLAG_CHOICE, &o.parallelism, "ep", 0, 0, "ep|tp", NULL,
          "ep: whole experts on a worker; tp: a slice of every expert on every worker"},
         {"eplb-config", NULL, FLAG_STRING, &o.eplb_config, "", 0, 0, NULL, NULL,
-         "JSON with vLLM's keys; num_redundant_experts: replicas in each layer, over all workers"},
+         "JSON with vLLM's keys: window_size, step_interval, num_redundant_experts (replicas in "
+         "each "
+         "layer, over all workers), log_balancedness"},
+        {"eplb", "enable-eplb", FLAG_BOOL, &o.eplb, "false", 0, 0, NULL, NULL,
+         "move experts to where the load is, while serving"},
+        {"eplb-policy", NULL, FLAG_CHOICE, &o.eplb_policy, "conclave", 0, 0, "conclave|deepseek",
+         NULL, "how a placement is found, and when it is adopted"},
+        {"eplb-move-mbps", NULL, FLAG_INT, &o.eplb_move_mbps, "100", 0, 1000000, NULL, "MB/s",
+         "what moves that are not urgent may read, all workers together; 0 = no limit"},
+        {"routing-trace", NULL, FLAG_STRING, &o.routing_trace, "", 0, 0, NULL, NULL,
+         "file to write each step's rows per layer and expert to, for conclave-eplb; empty = none"},
         {"num-redundant-experts", NULL, FLAG_INT, &o.num_redundant_experts, "-1", -1,
          PLACEMENT_SLOT_MAX, NULL, "experts", "that key by itself; -1 = as --eplb-config says"},
         {"dtype", NULL, FLAG_CHOICE, &o.dtype, "bf16", 0, 0, dtype_choices, NULL,
@@ -272,8 +330,9 @@ main(int argc, char **argv)
          "ping-pong pipeline of attention and experts"},
         {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
          "compute threads; 0 = all CPUs"},
-        {"worker-timeout-ms", NULL, FLAG_INT, &o.worker_timeout_ms, "5000", 100, 3600000, NULL,
-         "ms", "a worker whose heartbeats stop for so long is given up"},
+        {"worker-timeout-ms", NULL, FLAG_INT, &o.worker_timeout_ms, "1000", 100, 3600000, NULL,
+         "ms",
+         "a worker whose heartbeats stop for so long is given up; one whose process ends, at once"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
         {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,

@@ -149,6 +149,7 @@ lose(membership *m, uint32_t id, const char *why, uint64_t now)
     LOG_WARN("membership", "worker lost: %s worker=%u pid=%u", why, id, w->pid);
     w->state = LOST;
     w->lost_ns = now;
+    m->losses++;
     if (w->linked) router_end_give_up(m->config.router_end, id);
     futex_bump(&m->changes);
 }
@@ -394,13 +395,19 @@ membership_look(membership *m, fleet_view *out, errbuf *eb)
     out->epoch = m->epoch;
     out->worker_end = m->worker_end;
     out->covered = adoption_is_covered_locked(m, is_ready_locked);
-    const moe_err err = placement_clone(&out->home, m->home, eb);
+    moe_err err = placement_clone(&out->home, m->home, eb);
+    if (!err) {
+        const size_t bytes = m->worker_end * m->id_count * sizeof *out->hosted;
+        out->hosted = malloc(bytes);
+        if (out->hosted == NULL) err = err_set(eb, MOE_ENOMEM, "out of memory");
+        if (!err) memcpy(out->hosted, m->hosted, bytes);
+    }
     for (uint32_t id = 0; id < m->worker_end; id++) {
         const worker *w = &m->workers[id];
         member *to = &out->members[id];
         *to = (member){.ready = w->state == READY,
                        .draining = w->draining,
-                       .missing = w->state != READY && is_counted_on(m, id),
+                       .missing = (w->state == LOST || w->state == ABSENT) && is_counted_on(m, id),
                        .incarnation = w->incarnation,
                        .memory_bytes = w->memory_bytes,
                        .lost_ns = w->lost_ns,
@@ -409,6 +416,7 @@ membership_look(membership *m, fleet_view *out, errbuf *eb)
         memcpy(to->host_id, w->host_id, sizeof to->host_id);
     }
     pthread_mutex_unlock(&m->lock);
+    if (err) fleet_view_fini(out);
     return err;
 }
 
@@ -416,7 +424,9 @@ void
 fleet_view_fini(fleet_view *v)
 {
     placement_free(v->home);
+    free(v->hosted);
     v->home = NULL;
+    v->hosted = NULL;
 }
 
 _Atomic uint32_t *
@@ -440,6 +450,15 @@ membership_step_waits(membership *m)
     const uint64_t waits = m->step_waits;
     pthread_mutex_unlock(&m->lock);
     return waits;
+}
+
+uint64_t
+membership_losses(membership *m)
+{
+    pthread_mutex_lock(&m->lock);
+    const uint64_t losses = m->losses;
+    pthread_mutex_unlock(&m->lock);
+    return losses;
 }
 
 void

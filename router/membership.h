@@ -119,6 +119,7 @@ typedef struct fleet_view {
     uint64_t epoch;
     uint32_t worker_end; /* members[worker_end] */
     placement *home;     /* the placement in force, whole; owned */
+    bool *hosted;        /* [worker_end][L * E] what each hosts; owned */
     member members[WORKER_MAX];
 } fleet_view;
 
@@ -129,9 +130,8 @@ void fleet_view_fini(fleet_view *v);
 /* Rises when there may be something to plan: workers come, go or are to be drained. */
 _Atomic uint32_t *membership_changes(membership *m);
 
-/* Does this life of a worker host expert `id` (layer * E + expert)? */
-bool membership_hosts(membership *m, uint32_t worker, uint64_t incarnation, uint32_t id);
-/* It does now (or no more).  Nothing happens when that life is over. */
+/* This life of a worker hosts experts `ids` (layer * E + expert) now, or no more.  Nothing happens
+ * when that life is over. */
 void membership_set_hosted(membership *m, uint32_t worker, uint64_t incarnation,
                            const uint32_t *ids, size_t count, bool hosted);
 /* Experts that it hosts and the placement does not name; out [L * E]; returns how many. */
@@ -147,6 +147,7 @@ moe_err membership_propose(membership *m, placement *next, errbuf *eb);
  * counts as one that waited for it. */
 void membership_set_moving(membership *m, bool moving);
 uint64_t membership_step_waits(membership *m);
+uint64_t membership_losses(membership *m); /* workers that were given up since create */
 
 /* Bytes of memory that are missing for all experts to be hosted; 0 = none.  Health tells. */
 void membership_set_shortfall(membership *m, uint64_t bytes);

@@ -55,7 +55,7 @@ struct membership {
     bool started; /* all workers that the cell begins with were there once */
     bool ready, closed, in_step;
     bool moving;
-    uint64_t steps, epoch, step_waits, shortfall;
+    uint64_t steps, epoch, step_waits, losses, shortfall;
     uint32_t worker_end; /* ids that were seen are below */
     /* WIRE_EP, else NULL.  `home` is the placement in force; `fitted`, of equal slots, is that
      * without workers that are not there, and is what steps use: changed between steps, or by the

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "common/clock.h"
 #include "proto/rpc.h"
 
 #define MESSAGE_BYTES_MAX (64u << 20)
@@ -84,6 +85,33 @@ on_step(Conclave__Router_Service *rpc, const Conclave__StepRequest *request,
     stepper_submit(self_of(rpc)->config.stepper, request, data);
 }
 
+/* texts lives as long as *out. */
+static void
+fill_balance(const router_service_config *c, balancer_report *texts, Conclave__BalanceStats *out)
+{
+    balancer_get_report(c->balancer, texts);
+    conclave__balance_stats__init(out);
+    out->enabled = c->eplb;
+    out->policy = (char *)(uintptr_t)c->eplb_policy;
+    out->balancedness = texts->balancedness;
+    out->decisions = texts->decisions;
+    out->adopted = texts->adopted;
+    out->refused = texts->refused;
+    out->failed = texts->failed;
+    out->experts_moved = texts->experts_moved;
+    out->bytes_moved = texts->bytes_moved;
+    out->move_ns = texts->move_ns;
+    out->repairs = texts->repairs;
+    out->last_recovery_ns = texts->last_recovery_ns;
+    out->recovery_ns_max = texts->recovery_ns_max;
+    out->any = texts->last_ns != 0;
+    if (out->any) out->last_age_ns = clock_now_ns() - texts->last_ns;
+    out->last_gain_ns = texts->last_gain_ns;
+    out->last_bytes = texts->last_bytes;
+    out->last_verdict = texts->last_verdict;
+    out->last_text = texts->last_text;
+}
+
 static void
 on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
          Conclave__RouterStats_Closure closure, void *data)
@@ -98,6 +126,19 @@ on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
     reply.step_ns = stats.step_ns;
     reply.expert_wait_ns = stats.expert_wait_ns;
     reply.resends = stats.resends;
+    membership_status status;
+    membership_get_status(c->membership, &status);
+    reply.ready = status.ready;
+    reply.detail = status.detail;
+    reply.epoch = status.epoch;
+    reply.step_waits = membership_step_waits(c->membership);
+    reply.workers_lost = membership_losses(c->membership);
+    Conclave__BalanceStats balance;
+    balancer_report texts;
+    if (c->balancer != NULL) {
+        fill_balance(c, &texts, &balance);
+        reply.balance = &balance;
+    }
 
     Conclave__WorkerStatus workers[WORKER_MAX], *pointers[WORKER_MAX];
     const uint32_t end = membership_worker_end(c->membership);
@@ -127,6 +168,36 @@ on_drain(Conclave__Router_Service *rpc, const Conclave__DrainRequest *request,
     Conclave__DrainReply reply = CONCLAVE__DRAIN_REPLY__INIT;
     closure(&reply, data);
     self_of(rpc)->config.on_drain();
+}
+
+static void
+on_drain_workers(Conclave__Router_Service *rpc, const Conclave__DrainWorkersRequest *request,
+                 Conclave__DrainWorkersReply_Closure closure, void *data)
+{
+    errbuf eb = {{0}};
+    Conclave__DrainWorkersReply reply = CONCLAVE__DRAIN_WORKERS_REPLY__INIT;
+    const moe_err err =
+        membership_drain(self_of(rpc)->config.membership, request->ids, request->n_ids, &eb);
+    if (err)
+        rpc_fail_err(data, err, &eb);
+    else
+        closure(&reply, data);
+}
+
+static void
+on_rebalance(Conclave__Router_Service *rpc, const Conclave__RebalanceRequest *request,
+             Conclave__RebalanceReply_Closure closure, void *data)
+{
+    (void)request;
+    Conclave__RebalanceReply reply = CONCLAVE__REBALANCE_REPLY__INIT;
+    balancer *b = self_of(rpc)->config.balancer;
+    if (b == NULL) {
+        rpc_fail(data, RPC_UNIMPLEMENTED,
+                 "with --parallelism tp every worker has a slice of all experts");
+        return;
+    }
+    balancer_rebalance(b);
+    closure(&reply, data);
 }
 
 moe_err

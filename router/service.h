@@ -5,6 +5,7 @@
 #ifndef MOE_ROUTER_SERVICE_H
 #define MOE_ROUTER_SERVICE_H
 
+#include "router/balancer.h"
 #include "router/membership.h"
 #include "router/stepper.h"
 
@@ -17,7 +18,9 @@ typedef struct router_service_config {
     transformer *transformer;
     membership *membership;
     stepper *stepper;
-    uint32_t worker_count;
+    balancer *balancer; /* NULL with tensor parallelism */
+    bool eplb;
+    const char *eplb_policy;
     uint32_t kv_block_count;
     uint32_t max_num_seqs, max_num_batched_tokens, max_model_len;
     uint32_t heartbeat_ms;

@@ -226,6 +226,8 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
     }
     membership_leave(s->config.membership);
     if (err) return err;
+    if (s->config.feed != NULL)
+        load_feed_add(s->config.feed, r->step, transformer_expert_tokens(s->config.transformer));
 
     reply->step = r->step;
     reply->n_results = r->n_work;

@@ -10,6 +10,7 @@
 #define MOE_ROUTER_STEPPER_H
 
 #include "proto/rpc.h"
+#include "router/load_feed.h"
 #include "router/membership.h"
 #include "router/transformer.h"
 
@@ -26,6 +27,7 @@ typedef struct stepper_config {
     uint32_t layer_timeout_ms; /* longest wait for one layer's results; a worker that is dead is
                                   found sooner */
     uint64_t incarnation;      /* of this router */
+    load_feed *feed;           /* gets each step's load; NULL = none */
     phases *phases;            /* as the transformer's; NULL = none */
 } stepper_config;
 

@@ -116,7 +116,6 @@ start_router_with(exchange_choice choice, uint32_t redundant)
                                                         .transformer = tf,
                                                         .membership = members,
                                                         .stepper = steps,
-                                                        .worker_count = WORKERS,
                                                         .on_drain = nothing},
                                &eb);
     cr_assert_eq(err, MOE_OK, "%s", eb.text);

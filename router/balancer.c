@@ -1,0 +1,461 @@
+#include "router/balancer.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/futex.h"
+#include "common/log.h"
+
+#define BALANCE_NICE 10
+#define TICK_MS 100
+#define RETRY_NS (NS_PER_S) /* after a change that failed; at once when the fleet changes */
+/* How long a lost worker whose experts all have replicas may take to come back before they get new
+ * ones. */
+#define RETURN_NS (5 * NS_PER_S)
+/* No gain is as large: only what has to move moves. */
+#define GAIN_NONE 1e9
+
+struct balancer {
+    balancer_config config;
+    pthread_t thread;
+    mover *mover;
+    fleet_view view;
+    uint64_t *rows; /* [L * E] of the window */
+    uint32_t window_steps;
+    uint64_t losses;   /* when the change under way was planned */
+    uint64_t retry_ns; /* no change to the fleet is tried before */
+    uint32_t retry_changes;
+    uint64_t uncovered_ns; /* since when experts are without a host; 0: they are not */
+    stepper_stats last_steps;
+    uint64_t logged_steps;
+
+    _Atomic bool stopping, forced;
+    pthread_mutex_t lock; /* guards report */
+    balancer_report report;
+};
+
+/* mover's: is there something better to do than this change? */
+static bool
+is_vain(void *arg)
+{
+    const balancer *b = arg;
+    return atomic_load(&b->stopping) || membership_losses(b->config.membership) != b->losses;
+}
+
+/* ---- planning ---- */
+
+static bool
+is_usable(const member *m)
+{
+    return m->ready && !m->draining;
+}
+
+static uint32_t
+capacity_of(const balancer *b, const member *m)
+{
+    const uint32_t experts = b->config.num_experts;
+    if (!is_usable(m)) return 0;
+    if (m->memory_bytes == 0 || b->config.expert_bytes == 0) return experts;
+    const uint64_t slots = m->memory_bytes / b->config.expert_bytes / b->config.num_layers;
+    return slots < experts ? (uint32_t)slots : experts;
+}
+
+static void
+set_shortfall(balancer *b, const uint32_t *capacities)
+{
+    uint64_t slots = 0;
+    for (uint32_t w = 0; w < b->view.worker_end; w++)
+        slots += capacities[w];
+    const uint64_t missing = slots < b->config.num_experts ? b->config.num_experts - slots : 0;
+    membership_set_shortfall(b->config.membership,
+                             missing * b->config.num_layers * b->config.expert_bytes);
+}
+
+/* Slots of each worker; those that can't be used have none. */
+static moe_err
+count_slots(balancer *b, eplb_policy policy, uint32_t *slot_counts, errbuf *eb)
+{
+    uint32_t capacities[WORKER_MAX];
+    for (uint32_t w = 0; w < b->view.worker_end; w++)
+        capacities[w] = capacity_of(b, &b->view.members[w]);
+    set_shortfall(b, capacities);
+    return eplb_slot_counts(policy, b->config.num_layers, b->config.num_experts,
+                            b->config.balance.num_redundant_experts, b->view.worker_end, capacities,
+                            (double)b->config.expert_bytes, slot_counts, eb);
+}
+
+static double
+measure_step_ns(balancer *b)
+{
+    if (b->config.stepper == NULL) return 0;
+    stepper_stats now;
+    stepper_get_stats(b->config.stepper, &now);
+    const uint64_t steps = now.steps - b->last_steps.steps;
+    const double ns =
+        steps == 0 ? 0 : (double)(now.step_ns - b->last_steps.step_ns) / (double)steps;
+    b->last_steps = now;
+    return ns;
+}
+
+/* Mean over the workers that answer; 0: not known. */
+static double
+measure_row_ns(balancer *b)
+{
+    double sum = 0, one;
+    uint32_t count = 0;
+    errbuf eb;
+    for (uint32_t w = 0; w < b->view.worker_end; w++) {
+        if (!b->view.members[w].ready) continue;
+        if (mover_row_ns(b->mover, &b->view.members[w], &one, &eb) || one <= 0) continue;
+        sum += one;
+        count++;
+    }
+    return count == 0 ? 0 : sum / count;
+}
+
+static eplb_costs
+costs_now(balancer *b)
+{
+    eplb_costs c = eplb_default_costs();
+    const double row_ns = measure_row_ns(b);
+    if (row_ns > 0) c.row_ns = row_ns;
+    c.step_ns = measure_step_ns(b);
+    c.bytes_per_expert = (double)b->config.expert_bytes;
+    if (b->config.move_bytes_per_s != 0) c.move_bytes_per_s = (double)b->config.move_bytes_per_s;
+    c.interval_steps = b->config.balance.step_interval;
+    return c;
+}
+
+static moe_err
+decide(balancer *b, eplb_policy policy, const eplb_costs *costs, eplb_outcome *out, errbuf *eb)
+{
+    uint32_t slot_counts[WORKER_MAX];
+    moe_err err = count_slots(b, policy, slot_counts, eb);
+    if (err) return err;
+    const eplb_input in = {.policy = policy,
+                           .current = b->view.home,
+                           .worker_count = b->view.worker_end,
+                           .slot_counts = slot_counts,
+                           .expert_rows = b->rows,
+                           .window_steps = b->window_steps,
+                           .num_groups = 1,
+                           .num_nodes = 1,
+                           .costs = *costs};
+    return eplb_decide(&in, out, eb);
+}
+
+/* ---- carrying it out ---- */
+
+static void
+note(balancer *b, const char *verdict, const char *text, const eplb_outcome *o)
+{
+    pthread_mutex_lock(&b->lock);
+    balancer_report *r = &b->report;
+    r->decisions++;
+    r->last_ns = clock_now_ns();
+    r->last_gain_ns = o != NULL ? o->gain_ns : 0;
+    r->last_bytes = o != NULL ? o->move_bytes : 0;
+    snprintf(r->last_verdict, sizeof r->last_verdict, "%s", verdict);
+    snprintf(r->last_text, sizeof r->last_text, "%s", text);
+    pthread_mutex_unlock(&b->lock);
+}
+
+static moe_err
+carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
+{
+    move_report moved;
+    errbuf eb = {{0}};
+    membership_set_moving(b->config.membership, !repair);
+    const moe_err err = mover_run(b->mover, o->next, bytes_per_s, &moved, &eb);
+    membership_set_moving(b->config.membership, false);
+    pthread_mutex_lock(&b->lock);
+    b->report.experts_moved += moved.experts;
+    b->report.bytes_moved += moved.bytes;
+    b->report.move_ns += moved.ns;
+    if (err)
+        b->report.failed++;
+    else
+        b->report.adopted++;
+    pthread_mutex_unlock(&b->lock);
+    if (err)
+        LOG_WARN("eplb", "the placement was not changed to the end (%s): %s", moe_err_name(err),
+                 eb.text);
+    else
+        LOG_INFO(
+            "eplb",
+            "placement adopted experts_moved=%llu bytes=%llu stages=%u ms=%llu step_waits=%llu",
+            (unsigned long long)moved.experts, (unsigned long long)moved.bytes, moved.stages,
+            (unsigned long long)(moved.ns / NS_PER_MS),
+            (unsigned long long)membership_step_waits(b->config.membership));
+    return err;
+}
+
+static void
+note_recovery(balancer *b)
+{
+    const uint64_t ns = clock_now_ns() - b->uncovered_ns;
+    b->uncovered_ns = 0;
+    pthread_mutex_lock(&b->lock);
+    b->report.repairs++;
+    b->report.last_recovery_ns = ns;
+    if (ns > b->report.recovery_ns_max) b->report.recovery_ns_max = ns;
+    pthread_mutex_unlock(&b->lock);
+    LOG_INFO("eplb", "all experts have hosts again recovery_ms=%llu",
+             (unsigned long long)(ns / NS_PER_MS));
+}
+
+/* ---- the fleet changed ---- */
+
+static uint32_t
+slots_of(const placement *p, uint32_t w)
+{
+    uint32_t count = 0;
+    if (w >= p->worker_count) return 0;
+    for (uint32_t l = 0; l < p->num_layers; l++) {
+        for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++)
+            count += placement_layer_slots(p, l)[s] != PLACEMENT_EMPTY;
+    }
+    return count;
+}
+
+/* Why the placement no longer fits those who are there; NULL: it does. */
+static const char *
+reason_to_fit(balancer *b)
+{
+    uint32_t slot_counts[WORKER_MAX];
+    errbuf eb;
+    const fleet_view *v = &b->view;
+    const uint64_t now = clock_now_ns();
+    if (!v->covered) return "experts are without a host";
+    bool counted = false;
+    for (uint32_t w = 0; w < v->worker_end; w++) {
+        const member *m = &v->members[w];
+        if (m->missing && now > m->lost_ns + RETURN_NS) return "a lost worker did not come back";
+        const uint32_t slots = slots_of(v->home, w);
+        if (m->ready && m->draining && slots != 0) return "a worker is to be drained";
+        if (!is_usable(m) || slots != 0) continue;
+        if (!counted && count_slots(b, EPLB_CONCLAVE, slot_counts, &eb)) return NULL;
+        counted = true;
+        if (slot_counts[w] != 0) return "a worker hosts nothing yet";
+    }
+    return NULL;
+}
+
+static uint64_t
+last_loss_ns(const fleet_view *v)
+{
+    uint64_t last = 0;
+    for (uint32_t w = 0; w < v->worker_end; w++) {
+        if (v->members[w].lost_ns > last) last = v->members[w].lost_ns;
+    }
+    return last != 0 ? last : clock_now_ns();
+}
+
+static void
+fit(balancer *b, const char *reason)
+{
+    eplb_outcome out = {0};
+    errbuf eb = {{0}};
+    eplb_costs costs = eplb_default_costs();
+    costs.gain_min = GAIN_NONE;
+    costs.bytes_per_expert = (double)b->config.expert_bytes;
+    const bool repair = !b->view.covered;
+    b->retry_changes = atomic_load(membership_changes(b->config.membership));
+    b->retry_ns = clock_now_ns() + RETRY_NS;
+    const moe_err err = decide(b, EPLB_CONCLAVE, &costs, &out, &eb);
+    const char *text = err ? eb.text : out.text;
+    LOG_INFO("eplb", "%s: %s", reason, text);
+    note(b, err ? "failed" : eplb_verdict_name(out.verdict), text, err ? NULL : &out);
+    if (!err && out.next != NULL &&
+        carry_out(b, &out, repair ? 0 : b->config.move_bytes_per_s, repair) == MOE_OK)
+        b->retry_ns = 0;
+    eplb_outcome_fini(&out);
+}
+
+/* Those that are to go and host nothing more are told to end. */
+static void
+end_drained(balancer *b)
+{
+    errbuf eb;
+    for (uint32_t w = 0; w < b->view.worker_end; w++) {
+        const member *m = &b->view.members[w];
+        if (!m->draining || (m->ready && slots_of(b->view.home, w) != 0)) continue;
+        if (m->ready && mover_end_worker(b->mover, m, &eb))
+            LOG_WARN("eplb", "worker %u was not told to end: %s", w, eb.text);
+        membership_dismiss(b->config.membership, w, m->incarnation);
+        LOG_INFO("eplb", "worker drained worker=%u", w);
+    }
+}
+
+/* ---- the load changed ---- */
+
+static double
+balancedness(balancer *b, const uint64_t *rows)
+{
+    double scratch[WORKER_MAX];
+    placement_set_even_shares(b->view.home);
+    return placement_balancedness(b->view.home, rows, NULL, scratch);
+}
+
+static void
+rebalance(balancer *b, bool forced)
+{
+    eplb_outcome out = {0};
+    errbuf eb = {{0}};
+    eplb_costs costs = costs_now(b);
+    if (forced) {
+        costs.gain_min = 0;
+        costs.hysteresis = 0;
+        costs.noise_sigmas = -1;
+    }
+    const moe_err err = decide(b, b->config.policy, &costs, &out, &eb);
+    const char *text = err ? eb.text : out.text;
+    const char *verdict = err ? "failed" : eplb_verdict_name(out.verdict);
+    LOG_INFO("eplb", "decision verdict=%s policy=%s forced=%d window_steps=%u: %s", verdict,
+             eplb_policy_name(b->config.policy), forced, b->window_steps, text);
+    note(b, verdict, text, err ? NULL : &out);
+    if (!err && out.next != NULL) {
+        carry_out(b, &out, b->config.move_bytes_per_s, false);
+    } else {
+        pthread_mutex_lock(&b->lock);
+        b->report.refused++;
+        pthread_mutex_unlock(&b->lock);
+    }
+    eplb_outcome_fini(&out);
+}
+
+/* At most ten times a second: of the window. */
+static void
+log_balancedness(balancer *b, double value)
+{
+    stepper_stats s = {0};
+    if (!b->config.balance.log_balancedness || b->config.stepper == NULL) return;
+    stepper_get_stats(b->config.stepper, &s);
+    if (s.steps == b->logged_steps) return;
+    b->logged_steps = s.steps;
+    LOG_INFO("eplb", "balancedness=%.4f window_steps=%u steps=%llu", value, b->window_steps,
+             (unsigned long long)s.steps);
+}
+
+static void
+look_at_load(balancer *b)
+{
+    const double value = balancedness(b, b->rows);
+    pthread_mutex_lock(&b->lock);
+    b->report.balancedness = value;
+    pthread_mutex_unlock(&b->lock);
+    log_balancedness(b, value);
+    const bool forced = atomic_exchange(&b->forced, false);
+    const bool due = load_feed_is_due(b->config.feed) && b->config.enabled;
+    if (forced || due) rebalance(b, forced);
+}
+
+/* ---- the thread ---- */
+
+static void
+look(balancer *b)
+{
+    errbuf eb;
+    b->losses = membership_losses(b->config.membership);
+    if (membership_look(b->config.membership, &b->view, &eb)) return;
+    b->window_steps = load_feed_take(b->config.feed, b->rows);
+    if (b->view.started) {
+        if (!b->view.covered && b->uncovered_ns == 0) b->uncovered_ns = last_loss_ns(&b->view);
+        if (b->view.covered && b->uncovered_ns != 0) note_recovery(b);
+        end_drained(b);
+        const char *reason = reason_to_fit(b);
+        const bool wait = clock_now_ns() < b->retry_ns &&
+                          b->retry_changes == atomic_load(membership_changes(b->config.membership));
+        if (reason != NULL && !wait)
+            fit(b, reason);
+        else if (reason == NULL)
+            look_at_load(b);
+    }
+    fleet_view_fini(&b->view);
+    /* What a failed change or a worker's return has left behind. */
+    mover_release_surplus(b->mover);
+}
+
+static void *
+balance_main(void *arg)
+{
+    balancer *b = arg;
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), BALANCE_NICE); /* of this thread alone */
+    _Atomic uint32_t *changes = membership_changes(b->config.membership);
+    while (!atomic_load(&b->stopping)) {
+        const uint32_t seen = atomic_load(changes);
+        look(b);
+        if (!atomic_load(&b->stopping))
+            futex_wait_change(changes, seen, clock_now_ns() + TICK_MS * NS_PER_MS);
+    }
+    return NULL;
+}
+
+static void
+release(balancer *b)
+{
+    mover_free(b->mover);
+    pthread_mutex_destroy(&b->lock);
+    free(b->rows);
+    free(b);
+}
+
+moe_err
+balancer_start(balancer **out, const balancer_config *config, errbuf *eb)
+{
+    *out = NULL;
+    balancer *b = calloc(1, sizeof *b);
+    if (b == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    b->config = *config;
+    pthread_mutex_init(&b->lock, NULL);
+    b->rows = calloc((size_t)config->num_layers * config->num_experts, sizeof *b->rows);
+    moe_err err = b->rows != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
+    if (!err)
+        err = mover_create(&b->mover,
+                           &(mover_config){.membership = config->membership,
+                                           .num_layers = config->num_layers,
+                                           .num_experts = config->num_experts,
+                                           .expert_bytes = config->expert_bytes,
+                                           .give_up = is_vain,
+                                           .arg = b},
+                           eb);
+    if (!err && pthread_create(&b->thread, NULL, balance_main, b) != 0)
+        err = err_set(eb, MOE_EIO, "can't start the balancer's thread");
+    if (err) {
+        release(b);
+        return err;
+    }
+    pthread_setname_np(b->thread, "balance");
+    *out = b;
+    return MOE_OK;
+}
+
+void
+balancer_stop(balancer *b)
+{
+    if (b == NULL) return;
+    atomic_store(&b->stopping, true);
+    futex_bump(membership_changes(b->config.membership));
+    pthread_join(b->thread, NULL);
+    release(b);
+}
+
+void
+balancer_rebalance(balancer *b)
+{
+    atomic_store(&b->forced, true);
+    futex_bump(membership_changes(b->config.membership));
+}
+
+void
+balancer_get_report(balancer *b, balancer_report *out)
+{
+    pthread_mutex_lock(&b->lock);
+    *out = b->report;
+    pthread_mutex_unlock(&b->lock);
+}

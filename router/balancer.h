@@ -1,0 +1,60 @@
+/* balancer: decides where experts should be, and has it carried out (mover.h), while steps run.
+ *
+ * Three things make it act:
+ *   - The fleet changed: experts are without a host (a worker was lost that had no replicas), a
+ *     lost worker has not come back for a while, a new one hosts nothing, one is to be drained.
+ *     Then the placement is fitted to those who are there, with as few moves as that takes.  If
+ *     their memory does not suffice, health names the bytes, and it tries again when somebody
+ *     comes.
+ *   - step_interval steps have passed (--eplb on): a policy looks at the load of the window and may
+ *     find a better placement (eplb_policy.h).
+ *   - Somebody asks for it.
+ * Every decision is logged with its reason.
+ *
+ * It is a thread of low priority; no step waits for it.
+ *
+ * Threads: start and stop from one; the rest from any.
+ */
+#ifndef MOE_ROUTER_BALANCER_H
+#define MOE_ROUTER_BALANCER_H
+
+#include "router/eplb_policy.h"
+#include "router/load_feed.h"
+#include "router/mover.h"
+#include "router/stepper.h"
+
+typedef struct balancer balancer;
+
+typedef struct balancer_config {
+    membership *membership; /* WIRE_EP */
+    stepper *stepper;       /* NULL: a step's time is not known */
+    load_feed *feed;
+    uint32_t num_layers, num_experts;
+    uint64_t expert_bytes;
+    bool enabled; /* --eplb on */
+    eplb_policy policy;
+    eplb_config balance;
+    uint64_t move_bytes_per_s; /* for moves that are not urgent; 0 = unlimited */
+} balancer_config;
+
+moe_err balancer_start(balancer **out, const balancer_config *config, errbuf *eb);
+void balancer_stop(balancer *b); /* accepts NULL */
+
+/* Look at the placement now, and adopt whatever is better at all. */
+void balancer_rebalance(balancer *b);
+
+typedef struct balancer_report {
+    uint64_t decisions; /* with or without a change */
+    uint64_t adopted, refused, failed;
+    uint64_t experts_moved, bytes_moved, move_ns;
+    uint64_t repairs; /* times that experts were without a host, and over */
+    uint64_t last_recovery_ns, recovery_ns_max; /* from the loss until all were hosted */
+    double balancedness;                        /* of the window, by the placement in force */
+    uint64_t last_ns; /* of the last decision; clock_now_ns() time; 0: none */
+    double last_gain_ns, last_bytes;
+    char last_verdict[16], last_text[256];
+} balancer_report;
+
+void balancer_get_report(balancer *b, balancer_report *out);
+
+#endif

@@ -1,0 +1,507 @@
+#include "router/mover.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+#define MOVE_TIMEOUT_MS (3600u * 1000)
+#define CALL_TIMEOUT_MS 10000
+#define STATS_TIMEOUT_MS 500
+/* A release is not left when there is something better to do: who knows what was released? */
+#define RELEASE_TIMEOUT_MS 2000
+#define POLL_MS 20
+#define MESSAGE_BYTES (16u << 20)
+
+/* Worker's methods, in the order of conclave.proto. */
+enum {
+    METHOD_STATS = 2,
+    METHOD_DRAIN = 3,
+    METHOD_HOST = 4,
+    METHOD_CANCEL_HOST = 5,
+    METHOD_HASH = 6,
+    METHOD_RELEASE = 7
+};
+
+/* What one worker has to load. */
+typedef struct share {
+    uint32_t *ids; /* [count], rising */
+    size_t count;
+    rpc_client *client;
+    rpc_pending *call;
+    Conclave__HostReply *reply;
+} share;
+
+/* An expert's hash, from the first copy that told it. */
+typedef struct known_hash {
+    bool known;
+    uint64_t hash;
+    uint32_t worker;
+} known_hash;
+
+struct mover {
+    mover_config config;
+    size_t id_count;
+    uint64_t moves; /* numbers that were given */
+    uint32_t *ids;  /* [id_count] scratch */
+    known_hash *hashes;
+    fleet_view view;
+    share shares[WORKER_MAX];
+};
+
+moe_err
+mover_create(mover **out, const mover_config *config, errbuf *eb)
+{
+    *out = NULL;
+    mover *mv = calloc(1, sizeof *mv);
+    if (mv == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    mv->config = *config;
+    mv->id_count = (size_t)config->num_layers * config->num_experts;
+    mv->ids = malloc((mv->id_count + 1) * sizeof *mv->ids);
+    mv->hashes = calloc(mv->id_count, sizeof *mv->hashes);
+    if (mv->ids == NULL || mv->hashes == NULL) {
+        mover_free(mv);
+        return err_set(eb, MOE_ENOMEM, "out of memory");
+    }
+    *out = mv;
+    return MOE_OK;
+}
+
+void
+mover_free(mover *mv)
+{
+    if (mv == NULL) return;
+    free(mv->ids);
+    free(mv->hashes);
+    free(mv);
+}
+
+static bool
+is_vain(mover *mv)
+{
+    return mv->config.give_up != NULL && mv->config.give_up(mv->config.arg);
+}
+
+static bool
+call_is_vain(void *arg)
+{
+    return is_vain(arg);
+}
+
+static moe_err
+open_worker(rpc_client **out, const member *w, errbuf *eb)
+{
+    return rpc_client_open(out,
+                           &(rpc_client_options){.url = w->control_url,
+                                                 .service = &conclave__worker__descriptor,
+                                                 .message_bytes_max = MESSAGE_BYTES},
+                           eb);
+}
+
+/* ---- what is to be loaded ---- */
+
+/* Does worker w host the expert already? */
+static bool
+hosts(const mover *mv, uint32_t w, uint32_t id)
+{
+    return w < mv->view.worker_end && mv->view.hosted[w * mv->id_count + id];
+}
+
+static moe_err
+list_share(mover *mv, const placement *to, uint32_t w, errbuf *eb)
+{
+    share *s = &mv->shares[w];
+    size_t count = 0;
+    for (uint32_t i = 0; i < mv->id_count; i++) {
+        if (placement_is_host(to, i / to->num_experts, i % to->num_experts, w) && !hosts(mv, w, i))
+            mv->ids[count++] = i;
+    }
+    s->count = count;
+    if (count == 0) return MOE_OK;
+    if (!mv->view.members[w].ready)
+        return err_set(eb, MOE_ECLOSED, "worker %u, which is to host experts, is not ready", w);
+    s->ids = malloc(count * sizeof *s->ids);
+    if (s->ids == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    memcpy(s->ids, mv->ids, count * sizeof *s->ids);
+    return MOE_OK;
+}
+
+static void
+drop_shares(mover *mv)
+{
+    for (uint32_t w = 0; w < WORKER_MAX; w++) {
+        share *s = &mv->shares[w];
+        if (s->reply != NULL) rpc_response_free(&s->reply->base);
+        if (s->call != NULL) rpc_pending_finish(s->call, &(ProtobufCMessage *){NULL}, NULL, NULL);
+        rpc_client_close(s->client);
+        free(s->ids);
+        *s = (share){0};
+    }
+}
+
+/* Experts that the worker's memory holds beside what it hosts. */
+static uint64_t
+room_of(const mover *mv, uint32_t w)
+{
+    const member *m = &mv->view.members[w];
+    if (m->memory_bytes == 0 || mv->config.expert_bytes == 0) return UINT64_MAX;
+    const uint64_t fit = m->memory_bytes / mv->config.expert_bytes;
+    return fit > m->experts_hosted ? fit - m->experts_hosted : 0;
+}
+
+static uint32_t
+lacking_in_layer(mover *mv, const placement *to, uint32_t layer, uint32_t w)
+{
+    uint32_t count = 0;
+    const uint32_t *slots = placement_layer_slots(to, layer);
+    for (uint32_t s = to->slot_first[w]; s < to->slot_first[w + 1]; s++) {
+        if (slots[s] != PLACEMENT_EMPTY && !hosts(mv, w, layer * to->num_experts + slots[s]))
+            count++;
+    }
+    return count;
+}
+
+static void
+copy_layer(placement *to, const placement *from, uint32_t layer)
+{
+    for (uint32_t w = 0; w < from->worker_count; w++) {
+        const uint32_t count = from->slot_first[w + 1] - from->slot_first[w];
+        const size_t at = (size_t)layer * to->slot_count + to->slot_first[w];
+        const size_t src = (size_t)layer * from->slot_count + from->slot_first[w];
+        memcpy(to->slots + at, from->slots + src, count * sizeof *to->slots);
+        memcpy(to->shares + at, from->shares + src, count * sizeof *to->shares);
+    }
+}
+
+/* Layers that stay may count on workers that are not there. */
+static void
+empty_slots_of_missing(const mover *mv, placement *p)
+{
+    for (uint32_t w = 0; w < p->worker_count; w++) {
+        if (w < mv->view.worker_end && mv->view.members[w].ready) continue;
+        for (uint32_t l = 0; l < p->num_layers; l++) {
+            for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++)
+                p->slots[(size_t)l * p->slot_count + s] = PLACEMENT_EMPTY;
+        }
+    }
+}
+
+/* An empty placement with room for the slots of both. */
+static moe_err
+create_wide(placement **out, const placement *a, const placement *b, errbuf *eb)
+{
+    uint32_t slots[WORKER_MAX] = {0}, workers = a->worker_count;
+    if (b->worker_count > workers) workers = b->worker_count;
+    for (uint32_t w = 0; w < workers; w++) {
+        const uint32_t in_a = w < a->worker_count ? a->slot_first[w + 1] - a->slot_first[w] : 0;
+        const uint32_t in_b = w < b->worker_count ? b->slot_first[w + 1] - b->slot_first[w] : 0;
+        slots[w] = in_a > in_b ? in_a : in_b;
+    }
+    return placement_create(out, a->num_layers, a->num_experts, workers, slots, eb);
+}
+
+/* The most layers of the target that memory holds beside what is there; others stay.  *last: all of
+ * them. */
+static moe_err
+make_stage(mover *mv, const placement *target, placement **out, bool *last, errbuf *eb)
+{
+    uint64_t room[WORKER_MAX], short_of = 0;
+    bool any = false;
+    *last = true;
+    moe_err err = create_wide(out, mv->view.home, target, eb);
+    if (err) return err;
+    for (uint32_t w = 0; w < mv->view.worker_end; w++)
+        room[w] = room_of(mv, w);
+    for (uint32_t l = 0; l < target->num_layers; l++) {
+        uint32_t lacking[WORKER_MAX] = {0}, sum = 0;
+        bool fits = true;
+        for (uint32_t w = 0; w < target->worker_count; w++) {
+            lacking[w] = lacking_in_layer(mv, target, l, w);
+            sum += lacking[w];
+            if (lacking[w] <= room[w]) continue;
+            fits = false;
+            if (lacking[w] - room[w] > short_of) short_of = lacking[w] - room[w];
+        }
+        for (uint32_t w = 0; w < target->worker_count && fits; w++) {
+            if (room[w] != UINT64_MAX) room[w] -= lacking[w];
+        }
+        any = any || (fits && sum != 0);
+        *last = *last && fits;
+        copy_layer(*out, fits ? target : mv->view.home, l);
+    }
+    empty_slots_of_missing(mv, *out);
+    placement_index(*out);
+    if (any || *last) return MOE_OK;
+    placement_free(*out);
+    *out = NULL;
+    return err_set(eb, MOE_ENOMEM, "a worker's memory is %llu bytes short of old and new experts",
+                   (unsigned long long)(short_of * mv->config.expert_bytes));
+}
+
+/* ---- hashes ---- */
+
+static moe_err
+check_hash(mover *mv, uint32_t id, uint64_t hash, uint32_t w, errbuf *eb)
+{
+    known_hash *k = &mv->hashes[id];
+    if (!k->known) *k = (known_hash){.known = true, .hash = hash, .worker = w};
+    if (k->hash == hash) return MOE_OK;
+    return err_set(eb, MOE_EMISMATCH, "layer %u expert %u is not the same on workers %u and %u",
+                   id / mv->config.num_experts, id % mv->config.num_experts, k->worker, w);
+}
+
+static moe_err
+check_hashes(mover *mv, uint32_t w, const uint32_t *ids, size_t count,
+             const Conclave__HostReply *reply, errbuf *eb)
+{
+    if (reply->n_hashes != count)
+        return err_set(eb, MOE_EINVAL, "worker %u told %zu hashes of %zu experts", w,
+                       reply->n_hashes, count);
+    moe_err err = MOE_OK;
+    for (size_t i = 0; i < count && !err; i++)
+        err = check_hash(mv, ids[i], reply->hashes[i], w, eb);
+    return err;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Is anyone to load it, and nobody's hash known yet? */
+static bool
+wants_hash(const mover *mv, uint32_t id)
+{
+    if (mv->hashes[id].known) return false;
+    for (uint32_t w = 0; w < mv->view.worker_end; w++) {
+        const share *s = &mv->shares[w];
+        if (s->count != 0 && bsearch(&id, s->ids, s->count, sizeof id, compare_ids) != NULL)
+            return true;
+    }
+    return false;
+}
+
+/* Of experts that will be copied: of one copy that is there, if there is one. */
+static moe_err
+ask_hashes(mover *mv, uint32_t w, errbuf *eb)
+{
+    Conclave__HashRequest request = CONCLAVE__HASH_REQUEST__INIT;
+    for (uint32_t i = 0; i < mv->id_count; i++) {
+        if (hosts(mv, w, i) && wants_hash(mv, i)) mv->ids[request.n_experts++] = i;
+    }
+    if (request.n_experts == 0) return MOE_OK;
+    request.experts = mv->ids;
+    rpc_client *client;
+    ProtobufCMessage *response;
+    moe_err err = open_worker(&client, &mv->view.members[w], eb);
+    if (err) return err;
+    err = rpc_call_watched(client, METHOD_HASH, &request.base, MOVE_TIMEOUT_MS, call_is_vain, mv,
+                           POLL_MS, &response, NULL, eb);
+    if (!err) err = check_hashes(mv, w, mv->ids, request.n_experts, (const void *)response, eb);
+    rpc_response_free(response);
+    rpc_client_close(client);
+    return err;
+}
+
+/* ---- loading ---- */
+
+static void
+cancel_share(mover *mv, share *s)
+{
+    Conclave__CancelHostRequest request = CONCLAVE__CANCEL_HOST_REQUEST__INIT;
+    ProtobufCMessage *response;
+    request.move = mv->moves;
+    (void)rpc_call_sync(s->client, METHOD_CANCEL_HOST, &request.base, CALL_TIMEOUT_MS / 10,
+                        &response, NULL, NULL);
+    rpc_response_free(response);
+}
+
+static moe_err
+begin_share(mover *mv, uint32_t w, uint64_t bytes_per_s, errbuf *eb)
+{
+    share *s = &mv->shares[w];
+    moe_err err = open_worker(&s->client, &mv->view.members[w], eb);
+    if (err) return err;
+    Conclave__HostRequest request = CONCLAVE__HOST_REQUEST__INIT;
+    request.move = mv->moves;
+    request.bytes_per_s = bytes_per_s;
+    request.n_experts = s->count;
+    request.experts = s->ids;
+    s->call = rpc_call_begin(s->client, METHOD_HOST, &request.base, MOVE_TIMEOUT_MS, NULL);
+    return s->call != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
+}
+
+static bool
+is_lost(mover *mv, uint32_t w)
+{
+    return strcmp(membership_worker(mv->config.membership, w).state, "lost") == 0;
+}
+
+static moe_err
+end_share(mover *mv, uint32_t w, errbuf *eb)
+{
+    share *s = &mv->shares[w];
+    ProtobufCMessage *response;
+    while (!rpc_pending_wait(s->call, clock_now_ns() + POLL_MS * NS_PER_MS)) {
+        if (is_lost(mv, w)) break;
+        if (!is_vain(mv)) continue;
+        cancel_share(mv, s);
+        break;
+    }
+    moe_err err = rpc_pending_finish(s->call, &response, NULL, eb);
+    s->call = NULL;
+    if (err) return err;
+    s->reply = (void *)response;
+    err = check_hashes(mv, w, s->ids, s->count, s->reply, eb);
+    if (err) return err;
+    membership_set_hosted(mv->config.membership, w, mv->view.members[w].incarnation, s->ids,
+                          s->count, true);
+    return MOE_OK;
+}
+
+/* All workers load side by side.  What one has loaded before another failed stays until surplus is
+ * released. */
+static moe_err
+host_experts(mover *mv, uint64_t bytes_per_s, move_report *report, errbuf *eb)
+{
+    uint32_t loading = 0;
+    moe_err err = MOE_OK;
+    mv->moves++;
+    memset(mv->hashes, 0, mv->id_count * sizeof *mv->hashes);
+    for (uint32_t w = 0; w < mv->view.worker_end; w++) {
+        if (mv->shares[w].count != 0) loading++;
+    }
+    for (uint32_t w = 0; w < mv->view.worker_end && !err && loading != 0; w++) {
+        if (mv->view.members[w].ready) err = ask_hashes(mv, w, eb);
+    }
+    for (uint32_t w = 0; w < mv->view.worker_end && !err; w++) {
+        if (mv->shares[w].count != 0)
+            err = begin_share(mv, w, bytes_per_s == 0 ? 0 : bytes_per_s / loading + 1, eb);
+    }
+    for (uint32_t w = 0; w < mv->view.worker_end; w++) {
+        share *s = &mv->shares[w];
+        if (s->call == NULL) continue;
+        if (err) {
+            cancel_share(mv, s);
+            continue; /* drop_shares() leaves the call */
+        }
+        err = end_share(mv, w, eb);
+        if (err) continue;
+        report->experts += s->count;
+        report->bytes += s->reply->bytes;
+    }
+    return err;
+}
+
+static moe_err
+run_stage(mover *mv, const placement *target, uint64_t bytes_per_s, move_report *report, bool *last,
+          errbuf *eb)
+{
+    membership *m = mv->config.membership;
+    placement *stage = NULL;
+    moe_err err = membership_look(m, &mv->view, eb);
+    if (!err) err = make_stage(mv, target, &stage, last, eb);
+    for (uint32_t w = 0; !err && w < stage->worker_count; w++)
+        err = list_share(mv, stage, w, eb);
+    if (!err) err = host_experts(mv, bytes_per_s, report, eb);
+    drop_shares(mv);
+    if (err)
+        placement_free(stage);
+    else
+        err = membership_propose(m, stage, eb);
+    fleet_view_fini(&mv->view);
+    mover_release_surplus(mv);
+    report->stages++;
+    return err;
+}
+
+moe_err
+mover_run(mover *mv, const placement *target, uint64_t bytes_per_s, move_report *report, errbuf *eb)
+{
+    *report = (move_report){0};
+    const uint64_t start = clock_now_ns();
+    moe_err err = MOE_OK;
+    for (bool last = false; !last && !err;) {
+        err = run_stage(mv, target, bytes_per_s, report, &last, eb);
+        if (!err && !last && is_vain(mv)) err = err_set(eb, MOE_ECLOSED, "given up");
+    }
+    report->ns = clock_now_ns() - start;
+    return err;
+}
+
+/* ---- the rest ---- */
+
+static void
+release(mover *mv, uint32_t w, size_t count, uint64_t epoch)
+{
+    const member *to = &mv->view.members[w];
+    Conclave__ReleaseRequest request = CONCLAVE__RELEASE_REQUEST__INIT;
+    ProtobufCMessage *response = NULL;
+    rpc_client *client = NULL;
+    errbuf eb = {{0}};
+    request.epoch = epoch;
+    request.n_experts = count;
+    request.experts = mv->ids;
+    /* First, so that no placement counts on them any more. */
+    membership_set_hosted(mv->config.membership, w, to->incarnation, mv->ids, count, false);
+    moe_err err = open_worker(&client, to, &eb);
+    if (!err)
+        err = rpc_call_sync(client, METHOD_RELEASE, &request.base, RELEASE_TIMEOUT_MS, &response,
+                            NULL, &eb);
+    if (err)
+        LOG_WARN("mover", "worker %u keeps %zu experts that it could release: %s", w, count,
+                 eb.text);
+    rpc_response_free(response);
+    rpc_client_close(client);
+}
+
+void
+mover_release_surplus(mover *mv)
+{
+    errbuf eb;
+    if (membership_look(mv->config.membership, &mv->view, &eb)) return;
+    for (uint32_t w = 0; w < mv->view.worker_end; w++) {
+        if (!mv->view.members[w].ready) continue;
+        const size_t count = membership_surplus(mv->config.membership, w, mv->ids);
+        if (count != 0) release(mv, w, count, mv->view.epoch);
+    }
+    fleet_view_fini(&mv->view);
+}
+
+moe_err
+mover_end_worker(mover *mv, const member *worker, errbuf *eb)
+{
+    const Conclave__DrainRequest request = CONCLAVE__DRAIN_REQUEST__INIT;
+    ProtobufCMessage *response = NULL;
+    rpc_client *client;
+    moe_err err = open_worker(&client, worker, eb);
+    if (err) return err;
+    err = rpc_call_watched(client, METHOD_DRAIN, &request.base, CALL_TIMEOUT_MS, call_is_vain, mv,
+                           POLL_MS, &response, NULL, eb);
+    rpc_response_free(response);
+    rpc_client_close(client);
+    return err;
+}
+
+moe_err
+mover_row_ns(mover *mv, const member *worker, double *row_ns, errbuf *eb)
+{
+    const Conclave__StatsRequest request = CONCLAVE__STATS_REQUEST__INIT;
+    ProtobufCMessage *response = NULL;
+    rpc_client *client;
+    *row_ns = 0;
+    moe_err err = open_worker(&client, worker, eb);
+    if (err) return err;
+    err = rpc_call_watched(client, METHOD_STATS, &request.base, STATS_TIMEOUT_MS, call_is_vain, mv,
+                           POLL_MS, &response, NULL, eb);
+    if (!err) {
+        const Conclave__WorkerStats *s = (const void *)response;
+        if (s->rows != 0) *row_ns = (double)s->busy_ns / (double)s->rows;
+    }
+    rpc_response_free(response);
+    rpc_client_close(client);
+    return err;
+}
