@@ -1,0 +1,193 @@
+/* Experts that move while requests run: a rebalance, workers that die without replicas, that come
+ * and that are drained.  No request fails, the answers are those of a fleet that nothing happened
+ * to, no step waits for a move, and nothing is left behind. */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/integration/fleet.h"
+#include "tests/integration/requests.h"
+
+#define REQUEST_COUNT (FLEET_QUICK ? 24u : 40u)
+#define ROOM "--max-model-len=672 --max-num-batched-tokens=128 "
+#define OUT_BYTES 16384
+
+static fleet f;
+static request_set requests;
+static answer_set want;
+
+TestSuite(moves, .timeout = 280, .fini = fleet_clean_up);
+
+static void
+ask_reference(void)
+{
+    requests_make(&requests, REQUEST_COUNT, 23);
+    fleet_start(&f, &(fleet_options){.router_flags = ROOM});
+    requests_ask_together(&requests, f.url, &want);
+    fleet_stop(&f);
+}
+
+/* ---- what the router says of itself ---- */
+
+static int
+ctl(const char *flags, char *out)
+{
+    return fleet_run(&f, "ctl", flags, out, OUT_BYTES);
+}
+
+static double
+stat_of(const char *key)
+{
+    char out[OUT_BYTES], quoted[64];
+    cr_assert_eq(ctl("--json", out), 0, "%s", out);
+    snprintf(quoted, sizeof quoted, "\"%s\":", key);
+    const char *at = strstr(out, quoted);
+    cr_assert_not_null(at, "no %s in %s", key, out);
+    return strtod(at + strlen(quoted), NULL);
+}
+
+/* "ready", "absent", ... into state [16]; returns what it hosts. */
+static uint32_t
+worker_state(uint32_t id, char *state)
+{
+    char out[OUT_BYTES], text[32];
+    cr_assert_eq(ctl("--json", out), 0, "%s", out);
+    snprintf(text, sizeof text, "{\"id\":%u,", id);
+    snprintf(state, 16, "absent");
+    const char *at = strstr(out, text);
+    if (at == NULL) return 0;
+    cr_assert_eq(sscanf(strstr(at, "\"state\":\""), "\"state\":\"%15[a-z]", state), 1);
+    return (uint32_t)strtoul(strstr(at, "\"experts_hosted\":") + 17, NULL, 10);
+}
+
+static void
+wait_hosting(uint32_t id)
+{
+    char state[16];
+    for (uint64_t since = 0; worker_state(id, state) == 0 || strcmp(state, "ready") != 0;)
+        fleet_pause(&since, "a worker to host experts");
+}
+
+static void
+wait_at_least(const char *key, double value)
+{
+    for (uint64_t since = 0; stat_of(key) < value;)
+        fleet_pause(&since, key);
+}
+
+static uint32_t
+count_fds(const char *name)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)fleet_find(&f, name)->pid);
+    DIR *dir = opendir(path);
+    cr_assert_not_null(dir);
+    uint32_t count = 0;
+    while (readdir(dir) != NULL)
+        count++;
+    closedir(dir);
+    return count;
+}
+
+/* ---- what happens to the fleet ---- */
+
+static void
+rebalance(void)
+{
+    char out[OUT_BYTES];
+    const double decisions = stat_of("decisions");
+    cr_assert_eq(ctl("--rebalance", out), 0, "%s", out);
+    wait_at_least("decisions", decisions + 1);
+}
+
+static void
+kill_worker(uint32_t id)
+{
+    char name[16];
+    const double lost = stat_of("workers_lost"), repairs = stat_of("repairs");
+    snprintf(name, sizeof name, "worker-%u", id);
+    fleet_process *p = fleet_find(&f, name);
+    kill(p->pid, SIGKILL);
+    cr_expect_eq(fleet_wait_exit(p), 128 + SIGKILL);
+    wait_at_least("workers_lost", lost + 1);
+    wait_at_least("repairs", repairs + 1);
+}
+
+static void
+add_worker(uint32_t id)
+{
+    fleet_start_worker(&f, id);
+    wait_hosting(id);
+}
+
+static void
+drain_worker(uint32_t id)
+{
+    char out[OUT_BYTES], flags[32], name[16];
+    snprintf(flags, sizeof flags, "--drain=%u", id);
+    cr_assert_eq(ctl(flags, out), 0, "%s", out);
+    snprintf(name, sizeof name, "worker-%u", id);
+    cr_expect_eq(fleet_wait_exit(fleet_find(&f, name)), 0);
+}
+
+/* Something happens while all requests run; then and afterwards they are answered as ever. */
+static void
+during_requests(const char *what, void happens(uint32_t id), uint32_t id)
+{
+    answer_set got;
+    requests_ask_begin(&requests, f.url);
+    happens(id);
+    requests_ask_end(&requests, &got);
+    answers_expect_equal(&got, &want, what);
+    answers_free(&got);
+}
+
+/* Until that has moved experts so many times. */
+static void
+rebalance_often(uint32_t times)
+{
+    const double adopted = stat_of("adopted");
+    for (uint64_t since = 0; stat_of("adopted") < adopted + times;) {
+        rebalance();
+        fleet_pause(&since, "a rebalance that finds something better");
+    }
+}
+
+static void
+go_through_everything(const char *exchange)
+{
+    char flags[256];
+    snprintf(flags, sizeof flags, ROOM "--eplb-move-mbps=0 --eplb=on %s", exchange);
+    fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags});
+    during_requests("a rebalance", rebalance_often, 2);
+    const uint32_t fds = count_fds("router-0");
+
+    during_requests("a death without replicas", kill_worker, 1);
+    during_requests("a worker that comes back", add_worker, 1);
+    during_requests("a worker more", add_worker, 5);
+    during_requests("a worker drained", drain_worker, 0);
+    during_requests("another worker drained", drain_worker, 5);
+    during_requests("another death", kill_worker, 2);
+    during_requests("two workers again", add_worker, 2);
+    during_requests("three workers again", add_worker, 0);
+    during_requests("a rebalance at the end", rebalance_often, 1);
+
+    cr_expect_eq(stat_of("step_waits"), 0, "a step waited for a move");
+    cr_expect_eq(stat_of("failed"), 0);
+    printf("%s: without a host for at most %.3f s\n", exchange, stat_of("max_recovery_seconds"));
+    for (uint64_t since = 0; count_fds("router-0") > fds;)
+        fleet_pause(&since, "the router's file descriptors to be closed");
+    fleet_stop(&f); /* all still run, and leave nothing, or this fails */
+}
+
+Test(moves, nobody_notices_that_experts_move)
+{
+    ask_reference();
+    go_through_everything("--exchange=shm");
+    go_through_everything("--exchange=nng");
+    answers_free(&want);
+    requests_free(&requests);
+}
