@@ -182,6 +182,7 @@ carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
     else
         b->report.adopted++;
     pthread_mutex_unlock(&b->lock);
+    if (!err) futex_bump(membership_changes(b->config.membership)); /* look what it is like now */
     if (err)
         LOG_WARN("eplb", "the placement was not changed to the end (%s): %s", moe_err_name(err),
                  eb.text);

@@ -340,6 +340,21 @@ is_lost(mover *mv, uint32_t w)
     return strcmp(membership_worker(mv->config.membership, w).state, "lost") == 0;
 }
 
+/* It may have loaded them all the same: what the placement does not name counts as hosted, so that
+ * it is released with the rest of the surplus. */
+static void
+give_up_share(mover *mv, uint32_t w)
+{
+    const share *s = &mv->shares[w];
+    size_t count = 0;
+    for (size_t i = 0; i < s->count; i++) {
+        const uint32_t id = s->ids[i], experts = mv->config.num_experts;
+        if (!placement_is_host(mv->view.home, id / experts, id % experts, w)) mv->ids[count++] = id;
+    }
+    membership_set_hosted(mv->config.membership, w, mv->view.members[w].incarnation, mv->ids, count,
+                          true);
+}
+
 static moe_err
 end_share(mover *mv, uint32_t w, errbuf *eb)
 {
@@ -353,13 +368,14 @@ end_share(mover *mv, uint32_t w, errbuf *eb)
     }
     moe_err err = rpc_pending_finish(s->call, &response, NULL, eb);
     s->call = NULL;
-    if (err) return err;
     s->reply = (void *)response;
-    err = check_hashes(mv, w, s->ids, s->count, s->reply, eb);
-    if (err) return err;
-    membership_set_hosted(mv->config.membership, w, mv->view.members[w].incarnation, s->ids,
-                          s->count, true);
-    return MOE_OK;
+    if (!err) err = check_hashes(mv, w, s->ids, s->count, s->reply, eb);
+    if (err)
+        give_up_share(mv, w);
+    else
+        membership_set_hosted(mv->config.membership, w, mv->view.members[w].incarnation, s->ids,
+                              s->count, true);
+    return err;
 }
 
 /* All workers load side by side.  What one has loaded before another failed stays until surplus is
@@ -386,6 +402,7 @@ host_experts(mover *mv, uint64_t bytes_per_s, move_report *report, errbuf *eb)
         if (s->call == NULL) continue;
         if (err) {
             cancel_share(mv, s);
+            give_up_share(mv, w);
             continue; /* drop_shares() leaves the call */
         }
         err = end_share(mv, w, eb);

@@ -107,6 +107,23 @@ expect_nothing_left "$work/two"
 try 0 '"completion_tokens":4' ask
 try 0 ready "$conclave" status --run-dir "$dir"
 
+# --- it grows and shrinks while it serves
+try 0 "5 workers" "$conclave" scale 5 --run-dir "$dir"
+try 0 '"completion_tokens":4' ask
+[[ -f $dir/worker-4.pid ]] || fail "scale 5 started no worker-4"
+try 0 "2 workers" "$conclave" scale 2 --run-dir "$dir"
+[[ ! -f $dir/worker-2.pid ]] || fail "scale 2 left worker-2"
+try 0 '"completion_tokens":4' ask
+try 0 '"step_waits":0' "$conclave" status --json --run-dir "$dir"
+if command -v python3 >/dev/null; then
+    python3 -c 'import json, sys; json.loads(sys.argv[1])' "$out" || fail "status --json is no JSON: $out"
+fi
+try 0 "" "$conclave" rebalance --run-dir "$dir"
+try 0 "last decision" "$conclave" status --run-dir "$dir"
+try 2 "how many" "$conclave" scale --run-dir "$dir"
+try 2 "scale" "$conclave" scale 0 --run-dir "$dir"
+try 0 "3 workers" "$conclave" scale 3 --run-dir "$dir"
+
 # --- a process is killed: status tells, down tidies up after it
 kill -KILL "$(cat "$dir/worker-1.pid")"
 while kill -0 "$(cat "$dir/worker-1.pid")" 2>/dev/null; do sleep 0.05; done
@@ -126,6 +143,15 @@ done
 try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --api-key sk-of-the-test
 try 0 invalid_api_key ask
 try 0 '"completion_tokens":4' ask -H 'Authorization: Bearer sk-of-the-test'
+try 0 "stopped" "$conclave" down --run-dir "$dir"
+expect_nothing_left "$dir"
+
+# --- memory for some workers only: scale says how many bytes are short, and goes on serving
+one=$((6 * 8 / 2 * (256 * 256 * 3 * 2))) # half of the experts, bf16
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --workers 3 --expert-memory "$one"
+try 1 "$one bytes short" "$conclave" scale 1 --run-dir "$dir"
+try 0 "2 workers" "$conclave" scale 2 --run-dir "$dir"
+try 0 '"completion_tokens":4' ask
 try 0 "stopped" "$conclave" down --run-dir "$dir"
 expect_nothing_left "$dir"
 

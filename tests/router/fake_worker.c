@@ -30,6 +30,18 @@ load_experts(fake_worker *w, const Conclave__LoadRequest *r, errbuf *eb)
     return ffn_create(&w->ffn, c->kernels, w->pool, &layout, r->row_max, VIEWS_MAX, m->num_experts);
 }
 
+/* With the lock. */
+static void
+note_hosted(fake_worker *w, const uint32_t *ids, size_t count, bool hosted)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] >= FAKE_EXPERTS_MAX) continue;
+        w->hosted_count += (uint32_t)hosted - (uint32_t)w->hosted[ids[i]];
+        w->hosted[ids[i]] = hosted;
+    }
+    if (w->hosted_count > w->hosted_most) w->hosted_most = w->hosted_count;
+}
+
 static void
 on_load(Conclave__Worker_Service *base, const Conclave__LoadRequest *r,
         Conclave__LoadReply_Closure closure, void *call)
@@ -45,6 +57,11 @@ on_load(Conclave__Worker_Service *base, const Conclave__LoadRequest *r,
     const fake_load how = w->on_load;
     moe_err err = how == LOAD_FAILS ? err_set(&eb, MOE_ENOMEM, "told to fail") : MOE_OK;
     if (!err) err = load_experts(w, r, &eb);
+    if (!err) {
+        memset(w->hosted, 0, sizeof w->hosted);
+        w->hosted_count = 0;
+        note_hosted(w, r->experts, r->n_experts, true);
+    }
     if (how == LOAD_HANGS) {
         w->hung_load = call;
         pthread_cond_broadcast(&w->changed);
@@ -85,6 +102,105 @@ on_attach(Conclave__Worker_Service *base, const Conclave__AttachRequest *r,
         rpc_fail_err(call, err, &eb);
     else
         closure(&reply, call);
+}
+
+/* What stands for the hash of an expert's weights. */
+static void
+reply_hashes(const fake_worker *w, const uint32_t *ids, size_t count,
+             Conclave__HostReply_Closure closure, void *call)
+{
+    uint64_t hashes[FAKE_EXPERTS_MAX];
+    Conclave__HostReply reply = CONCLAVE__HOST_REPLY__INIT;
+    for (size_t i = 0; i < count && i < FAKE_EXPERTS_MAX; i++)
+        hashes[i] = ids[i] + (w->spoil_hashes ? 1000u : 0);
+    reply.n_hashes = count;
+    reply.hashes = hashes;
+    closure(&reply, call);
+}
+
+static void
+on_host(Conclave__Worker_Service *base, const Conclave__HostRequest *r,
+        Conclave__HostReply_Closure closure, void *call)
+{
+    fake_worker *w = (fake_worker *)base;
+    errbuf eb = {{0}};
+    moe_err err = MOE_OK;
+    pthread_mutex_lock(&w->lock);
+    w->hosts++;
+    if (w->store != NULL) {
+        const store_growth growth = {.checkpoint = w->config.checkpoint, .pool = w->pool};
+        err = expert_store_host(w->store, &growth, r->experts, (uint32_t)r->n_experts, &eb);
+    }
+    if (!err) note_hosted(w, r->experts, r->n_experts, true);
+    pthread_mutex_unlock(&w->lock);
+    if (err)
+        rpc_fail_err(call, err, &eb);
+    else
+        reply_hashes(w, r->experts, r->n_experts, closure, call);
+}
+
+static void
+on_cancel_host(Conclave__Worker_Service *base, const Conclave__CancelHostRequest *r,
+               Conclave__CancelHostReply_Closure closure, void *call)
+{
+    (void)base;
+    (void)r;
+    const Conclave__CancelHostReply reply = CONCLAVE__CANCEL_HOST_REPLY__INIT;
+    closure(&reply, call);
+}
+
+static void
+on_hash(Conclave__Worker_Service *base, const Conclave__HashRequest *r,
+        Conclave__HostReply_Closure closure, void *call)
+{
+    reply_hashes((fake_worker *)base, r->experts, r->n_experts, closure, call);
+}
+
+static void
+nothing_to_wait_for(void *arg)
+{
+    (void)arg;
+}
+
+static void
+on_release(Conclave__Worker_Service *base, const Conclave__ReleaseRequest *r,
+           Conclave__ReleaseReply_Closure closure, void *call)
+{
+    fake_worker *w = (fake_worker *)base;
+    const Conclave__ReleaseReply reply = CONCLAVE__RELEASE_REPLY__INIT;
+    pthread_mutex_lock(&w->lock);
+    w->releases++;
+    note_hosted(w, r->experts, r->n_experts, false);
+    if (w->store != NULL) /* nothing computes while the lock is held */
+        expert_store_release(w->store, r->experts, (uint32_t)r->n_experts, nothing_to_wait_for,
+                             NULL);
+    pthread_mutex_unlock(&w->lock);
+    closure(&reply, call);
+}
+
+static void
+on_stats(Conclave__Worker_Service *base, const Conclave__StatsRequest *r,
+         Conclave__WorkerStats_Closure closure, void *call)
+{
+    (void)base;
+    (void)r;
+    Conclave__WorkerStats reply = CONCLAVE__WORKER_STATS__INIT;
+    reply.rows = 100;
+    reply.busy_ns = 100000;
+    closure(&reply, call);
+}
+
+static void
+on_drain(Conclave__Worker_Service *base, const Conclave__DrainRequest *r,
+         Conclave__DrainReply_Closure closure, void *call)
+{
+    fake_worker *w = (fake_worker *)base;
+    (void)r;
+    const Conclave__DrainReply reply = CONCLAVE__DRAIN_REPLY__INIT;
+    pthread_mutex_lock(&w->lock);
+    w->drains++;
+    pthread_mutex_unlock(&w->lock);
+    closure(&reply, call);
 }
 
 /* ---- the compute thread ---- */
@@ -135,6 +251,12 @@ fake_worker_start(fake_worker *w, const fake_worker_config *config)
     conclave__worker__init(&w->base, NULL);
     w->base.load = on_load;
     w->base.attach = on_attach;
+    w->base.host = on_host;
+    w->base.cancel_host = on_cancel_host;
+    w->base.hash = on_hash;
+    w->base.release = on_release;
+    w->base.stats = on_stats;
+    w->base.drain = on_drain;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->changed, NULL);
     snprintf(w->url, sizeof w->url, "ipc://%s/c%u-%llu", config->dir, config->id,
@@ -188,6 +310,7 @@ fake_worker_request(fake_worker *w)
     r.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
     r.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;
     r.pid = 1000 + w->config.id;
+    r.memory_bytes = w->memory_bytes;
     return r;
 }
 

@@ -25,6 +25,8 @@
 /* What becomes of a Load. */
 typedef enum fake_load { LOAD_OBEYS, LOAD_FAILS, LOAD_HANGS } fake_load;
 
+#define FAKE_EXPERTS_MAX 64
+
 typedef struct fake_worker_config {
     uint32_t id;
     uint64_t incarnation;
@@ -50,14 +52,19 @@ typedef struct fake_worker {
     expert_store *store;
     ffn *ffn;
     fake_load on_load;
-    bool overlong_answer; /* of Attach */
-    bool hold, holding;   /* asked to hold dispatches; one is held */
-    bool mute;            /* dispatches are taken and never answered */
+    bool overlong_answer;  /* of Attach */
+    bool hold, holding;    /* asked to hold dispatches; one is held */
+    bool mute;             /* dispatches are taken and never answered */
+    bool spoil_hashes;     /* its copies of experts are not those of others */
+    uint64_t memory_bytes; /* what it registers with */
     rpc_call *hung_load;
     uint32_t answered; /* dispatches */
     /* What the last Load asked for. */
     uint32_t loads, attaches, experts_asked, tp_rank, tp_ranks;
     uint64_t epoch_asked;
+    /* What it hosts by now, the first FAKE_EXPERTS_MAX ids; and the most at a time. */
+    bool hosted[FAKE_EXPERTS_MAX];
+    uint32_t hosted_count, hosted_most, hosts, releases, drains;
 } fake_worker;
 
 void fake_worker_start(fake_worker *w, const fake_worker_config *config);

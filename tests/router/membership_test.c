@@ -634,3 +634,179 @@ Test(membership, forgets_a_worker_that_a_step_found_lost_until_it_registers_agai
     membership_leave(m);
     cr_expect_eq(fleet.epoch, 2);
 }
+
+/* ---- another placement ---- */
+
+/* Every expert on both workers. */
+static placement *
+everything_on_both(void)
+{
+    static const uint32_t slots[] = {4, 4};
+    placement *p;
+    cr_assert_eq(placement_create(&p, limits.num_layers, limits.num_experts, 2, slots, &eb),
+                 MOE_OK);
+    for (uint32_t i = 0; i < limits.num_layers * 8; i++)
+        p->slots[i] = i % 4;
+    placement_index(p);
+    return p;
+}
+
+static void
+set_all_hosted(uint32_t w)
+{
+    static const uint32_t all[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    membership_set_hosted(m, w, 100 + w, all, 8, true);
+}
+
+static uint32_t
+count_hosts(const expert_fleet *fleet)
+{
+    uint32_t count;
+    placement_hosts(fleet->placement, 1, 2, &count);
+    return count;
+}
+
+static void *
+propose_main(void *arg)
+{
+    errbuf text;
+    *(moe_err *)arg = membership_propose(m, everything_on_both(), &text);
+    return NULL;
+}
+
+Test(membership, adopts_a_placement_between_two_steps)
+{
+    start_ready(2);
+    set_all_hosted(0);
+    set_all_hosted(1);
+    expert_fleet fleet;
+    cr_assert(membership_enter(m, &fleet));
+    const placement *before = fleet.placement;
+    pthread_t thread;
+    moe_err proposed = MOE_EINTERNAL;
+    cr_assert_eq(pthread_create(&thread, NULL, propose_main, &proposed), 0);
+    fleet_view view;
+    cr_assert_eq(membership_look(m, &view, &eb), MOE_OK);
+    cr_expect_eq(view.home->slot_count, 4, "a step is under way, and its placement has changed");
+    fleet_view_fini(&view);
+    cr_expect_eq(count_hosts(&fleet), 1);
+    /* However the thread is scheduled, the step's placement stays until it ends. */
+    membership_leave(m);
+    while (status().epoch == 1) {
+        cr_assert(membership_enter(m, &fleet));
+        membership_leave(m);
+    }
+    pthread_join(thread, NULL);
+    cr_expect_eq(proposed, MOE_OK);
+    cr_assert(membership_enter(m, &fleet));
+    cr_expect_neq(fleet.placement, before);
+    cr_expect_eq(count_hosts(&fleet), 2);
+    cr_expect_eq(fleet.epoch, 2);
+    membership_leave(m);
+    cr_expect_eq(membership_step_waits(m), 0);
+}
+
+Test(membership, refuses_a_placement_that_names_what_is_not_there)
+{
+    start_ready(2);
+    set_all_hosted(0);
+    cr_expect_eq(membership_propose(m, everything_on_both(), &eb), MOE_ECLOSED);
+    membership_set_hosted(m, 1, 999, (uint32_t[]){0, 1, 2, 3, 4, 5, 6, 7}, 8, true);
+    cr_expect_eq(membership_propose(m, everything_on_both(), &eb), MOE_ECLOSED,
+                 "it was another life that hosts this");
+    set_all_hosted(1);
+    expert_fleet fleet;
+    cr_assert(membership_enter(m, &fleet));
+    membership_lost(m, 1);
+    membership_leave(m);
+    cr_expect_eq(membership_propose(m, everything_on_both(), &eb), MOE_ECLOSED, "one is lost");
+    cr_expect_eq(status().epoch, 1);
+}
+
+Test(membership, names_what_is_hosted_beyond_the_placement)
+{
+    uint32_t surplus[8];
+    start_ready(2);
+    cr_expect_eq(membership_surplus(m, 0, surplus), 0);
+    set_all_hosted(0);
+    cr_assert_eq(membership_surplus(m, 0, surplus), 4);
+    cr_expect_arr_eq(surplus, ((uint32_t[]){2, 3, 6, 7}), 4 * sizeof surplus[0]);
+    membership_set_hosted(m, 0, 100, surplus, 4, false);
+    cr_expect_eq(membership_surplus(m, 0, surplus), 0);
+    cr_expect_eq(membership_worker(m, 0).experts_hosted, 4);
+}
+
+Test(membership, counts_steps_that_wait_for_a_move)
+{
+    expert_fleet fleet;
+    start_ready(1);
+    membership_set_moving(m, true);
+    cr_assert(membership_enter(m, &fleet));
+    membership_lost(m, 0);
+    membership_leave(m);
+    cr_expect_eq(membership_step_waits(m), 0);
+    cr_expect_not(membership_enter(m, &fleet));
+    cr_expect_eq(membership_step_waits(m), 1);
+    membership_set_moving(m, false);
+    cr_expect_not(membership_enter(m, &fleet));
+    cr_expect_eq(membership_step_waits(m), 1);
+}
+
+Test(membership, begins_with_as_many_slots_as_memory_has_and_names_what_is_short)
+{
+    config.expert_bytes = 100;
+    create(2);
+    for (uint32_t w = 0; w < 2; w++) {
+        start_worker(w, 100 + w);
+        workers[w].memory_bytes = w == 0 ? 200 : 500; /* 1 slot of 2 layers, and 2 */
+        join(w);
+    }
+    membership_update(m, 0);
+    cr_expect_not_null(strstr(status().detail, "memory is 200 bytes short"), "%s", status().detail);
+    cr_expect_eq(workers[0].loads, 0);
+
+    start_worker(2, 102); /* one more than the cell begins with */
+    join(2);
+    membership_update(m, 0);
+    expect_detail("ready");
+    cr_expect_eq(workers[0].experts_asked, 2);
+}
+
+Test(membership, notices_at_once_that_a_workers_connection_has_ended)
+{
+    start_ready(2);
+    fake_worker_kill(&workers[1]);
+    while (strcmp(membership_worker(m, 1).state, "ready") == 0) /* or the test's time runs out */
+        membership_update(m, 1000);
+    expect_state(1, "lost");
+    cr_expect_eq(membership_losses(m), 1);
+    expect_state(0, "ready");
+}
+
+Test(membership, drains_only_workers_that_the_others_have_memory_for)
+{
+    config.expert_bytes = 100;
+    create(3);
+    for (uint32_t w = 0; w < 3; w++) {
+        start_worker(w, 100 + w);
+        workers[w].memory_bytes = 400; /* half of all experts */
+        join(w);
+    }
+    membership_update(m, 0);
+    expect_detail("ready");
+    cr_expect_eq(membership_drain(m, (uint32_t[]){1, 2}, 2, &eb), MOE_ENOMEM);
+    cr_expect_not_null(strstr(eb.text, "400 bytes short"), "%s", eb.text);
+    cr_expect_eq(membership_drain(m, (uint32_t[]){3}, 1, &eb), MOE_ENOTFOUND);
+    cr_expect_eq(membership_drain(m, (uint32_t[]){2}, 1, &eb), MOE_OK, "%s", eb.text);
+    expect_state(2, "draining");
+    cr_expect_eq(membership_drain(m, (uint32_t[]){1}, 1, &eb), MOE_ENOMEM);
+    membership_dismiss(m, 2, 999);
+    expect_state(2, "draining");
+    membership_dismiss(m, 2, 102);
+    expect_state(2, "absent");
+    cr_expect_not(membership_worker(m, 2).known);
+    config.mode = WIRE_TP;
+    membership_free(m);
+    create(2);
+    cr_expect_eq(membership_drain(m, (uint32_t[]){1}, 1, &eb), MOE_EUNSUPPORTED);
+}
