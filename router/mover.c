@@ -132,8 +132,10 @@ drop_shares(mover *mv)
 {
     for (uint32_t w = 0; w < WORKER_MAX; w++) {
         share *s = &mv->shares[w];
+        ProtobufCMessage *late = NULL;
+        if (s->call != NULL) (void)rpc_pending_finish(s->call, &late, NULL, NULL);
+        rpc_response_free(late);
         if (s->reply != NULL) rpc_response_free(&s->reply->base);
-        if (s->call != NULL) rpc_pending_finish(s->call, &(ProtobufCMessage *){NULL}, NULL, NULL);
         rpc_client_close(s->client);
         free(s->ids);
         *s = (share){0};
