@@ -8,6 +8,8 @@
 
 #define MOVE_TIMEOUT_MS (3600u * 1000)
 #define CALL_TIMEOUT_MS 10000
+#define CANCEL_TIMEOUT_MS 100
+#define CANCEL_TRIES 10
 #define STATS_TIMEOUT_MS 500
 /* A release is not left when there is something better to do: who knows what was released? */
 #define RELEASE_TIMEOUT_MS 2000
@@ -310,15 +312,20 @@ ask_hashes(mover *mv, uint32_t w, errbuf *eb)
 
 /* ---- loading ---- */
 
+/* Returns when it has ended, so that what it has loaded can be released; or when the worker does not
+ * answer.  The call to cancel may overtake the other: it is made again. */
 static void
 cancel_share(mover *mv, share *s)
 {
     Conclave__CancelHostRequest request = CONCLAVE__CANCEL_HOST_REQUEST__INIT;
     ProtobufCMessage *response;
     request.move = mv->moves;
-    (void)rpc_call_sync(s->client, METHOD_CANCEL_HOST, &request.base, CALL_TIMEOUT_MS / 10,
-                        &response, NULL, NULL);
-    rpc_response_free(response);
+    for (uint32_t i = 0; i < CANCEL_TRIES && !rpc_pending_done(s->call); i++) {
+        (void)rpc_call_sync(s->client, METHOD_CANCEL_HOST, &request.base, CANCEL_TIMEOUT_MS,
+                            &response, NULL, NULL);
+        rpc_response_free(response);
+        (void)rpc_pending_wait(s->call, clock_now_ns() + CANCEL_TIMEOUT_MS * NS_PER_MS);
+    }
 }
 
 static moe_err

@@ -116,6 +116,21 @@ kill_worker(uint32_t id)
     wait_at_least("repairs", repairs + 1);
 }
 
+/* It hangs until it was given up; then it goes on, and is a new one. */
+static void
+stop_worker(uint32_t id)
+{
+    char name[16];
+    const double lost = stat_of("workers_lost"), repairs = stat_of("repairs");
+    snprintf(name, sizeof name, "worker-%u", id);
+    fleet_process *p = fleet_find(&f, name);
+    kill(p->pid, SIGSTOP);
+    wait_at_least("workers_lost", lost + 1);
+    wait_at_least("repairs", repairs + 1);
+    kill(p->pid, SIGCONT);
+    wait_hosting(id);
+}
+
 static void
 add_worker(uint32_t id)
 {
@@ -133,6 +148,18 @@ drain_worker(uint32_t id)
     cr_expect_eq(fleet_wait_exit(fleet_find(&f, name)), 0);
 }
 
+/* One is lost while the experts of another are on their way. */
+static void
+drain_worker_and_kill_the_next(uint32_t id)
+{
+    char out[OUT_BYTES], flags[32], name[16];
+    snprintf(flags, sizeof flags, "--drain=%u", id);
+    cr_assert_eq(ctl(flags, out), 0, "%s", out);
+    kill_worker(id + 1);
+    snprintf(name, sizeof name, "worker-%u", id);
+    cr_expect_eq(fleet_wait_exit(fleet_find(&f, name)), 0);
+}
+
 /* Something happens while all requests run; then and afterwards they are answered as ever. */
 static void
 during_requests(const char *what, void happens(uint32_t id), uint32_t id)
@@ -143,6 +170,28 @@ during_requests(const char *what, void happens(uint32_t id), uint32_t id)
     requests_ask_end(&requests, &got);
     answers_expect_equal(&got, &want, what);
     answers_free(&got);
+}
+
+static uint32_t
+count_failed_steps(void)
+{
+    char *log = fleet_log(&f, "router-0");
+    uint32_t count = 0;
+    for (const char *at = log; (at = strstr(at, "step failed")) != NULL; at++)
+        count++;
+    free(log);
+    return count;
+}
+
+/* The same for what not even a step may notice. */
+static void
+during_steps(const char *what, void happens(uint32_t id), uint32_t id)
+{
+    const double resends = stat_of("resends");
+    const uint32_t failed = count_failed_steps();
+    during_requests(what, happens, id);
+    cr_expect_eq(stat_of("resends"), resends, "%s: a step had to be resent", what);
+    cr_expect_eq(count_failed_steps(), failed, "%s: a step failed", what);
 }
 
 /* Until that has moved experts so many times. */
@@ -157,26 +206,28 @@ rebalance_often(uint32_t times)
 }
 
 static void
-go_through_everything(const char *exchange)
+go_through_everything(const char *exchange, const char *rate)
 {
     char flags[256];
-    snprintf(flags, sizeof flags, ROOM "--eplb-move-mbps=0 --eplb=on %s", exchange);
+    snprintf(flags, sizeof flags, ROOM "--eplb=on %s %s", exchange, rate);
     fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags});
-    during_requests("a rebalance", rebalance_often, 2);
+    during_steps("a rebalance", rebalance_often, 2);
     const uint32_t fds = count_fds("router-0");
 
     during_requests("a death without replicas", kill_worker, 1);
-    during_requests("a worker that comes back", add_worker, 1);
-    during_requests("a worker more", add_worker, 5);
-    during_requests("a worker drained", drain_worker, 0);
-    during_requests("another worker drained", drain_worker, 5);
+    during_steps("a worker that comes back", add_worker, 1);
+    during_steps("a worker more", add_worker, 5);
+    during_steps("a worker drained", drain_worker, 0);
+    during_steps("another worker drained", drain_worker, 5);
     during_requests("another death", kill_worker, 2);
-    during_requests("two workers again", add_worker, 2);
-    during_requests("three workers again", add_worker, 0);
-    during_requests("a rebalance at the end", rebalance_often, 1);
+    during_steps("two workers again", add_worker, 2);
+    during_steps("three workers again", add_worker, 0);
+    during_requests("a worker that hangs", stop_worker, 1);
+    during_requests("a worker drained and one dead", drain_worker_and_kill_the_next, 0);
+    during_steps("a worker for the dead one", add_worker, 1);
+    during_steps("a rebalance at the end", rebalance_often, 1);
 
     cr_expect_eq(stat_of("step_waits"), 0, "a step waited for a move");
-    cr_expect_eq(stat_of("failed"), 0);
     printf("%s: without a host for at most %.3f s\n", exchange, stat_of("max_recovery_seconds"));
     for (uint64_t since = 0; count_fds("router-0") > fds;)
         fleet_pause(&since, "the router's file descriptors to be closed");
@@ -186,8 +237,8 @@ go_through_everything(const char *exchange)
 Test(moves, nobody_notices_that_experts_move)
 {
     ask_reference();
-    go_through_everything("--exchange=shm");
-    go_through_everything("--exchange=nng");
+    go_through_everything("--exchange=shm", "--eplb-move-mbps=0");
+    go_through_everything("--exchange=nng", "--eplb-move-mbps=10");
     answers_free(&want);
     requests_free(&requests);
 }

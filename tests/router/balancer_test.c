@@ -65,6 +65,7 @@ setup(void)
                                 .policy = EPLB_CONCLAVE,
                                 .balance = eplb_default_config()};
     memset(workers, 0, sizeof workers);
+    atomic_store(&stopping, false);
 }
 
 static void
