@@ -7,6 +7,7 @@
 #include "common/log.h"
 #include "common/program.h"
 #include "frontend/engine_start.h"
+#include "frontend/fleet_metrics.h"
 #include "frontend/http.h"
 #include "model/checkpoint.h"
 
@@ -51,6 +52,7 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
     tokenizer *tok = NULL;
     metrics *m = NULL;
     engine *e = NULL;
+    fleet_metrics *fleet = NULL;
     http_server *http = NULL;
 
     if (strpbrk(name, "\"\\\n") != NULL) {
@@ -73,6 +75,7 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
                                         .metrics = m,
                                         .labels = labels},
                        eb);
+    if (!err) err = fleet_metrics_start(&fleet, router_url, m, labels, eb);
     if (err) goto done;
     const char *keys[] = {o->api_key};
     err = http_start(&http,
@@ -95,6 +98,7 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
 done:
     if (err) LOG_ERROR("frontend", "%s", eb->text);
     http_stop(http);
+    fleet_metrics_stop(fleet);
     if (e != NULL) engine_stop(e);
     engine_free(e);
     metrics_free(m);

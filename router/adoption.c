@@ -278,6 +278,7 @@ membership_set_hosted(membership *m, uint32_t w, uint64_t incarnation, const uin
             m->workers[w].experts_hosted += (uint32_t)hosted - (uint32_t)has[ids[i]];
             has[ids[i]] = hosted;
         }
+        if (!hosted) adoption_judge_locked(m);
     }
     pthread_mutex_unlock(&m->lock);
 }

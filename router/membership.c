@@ -274,7 +274,7 @@ membership_enter(membership *m, expert_fleet *out)
     pthread_mutex_lock(&m->lock);
     adoption_renew_locked(m);
     const bool ready = m->ready;
-    if (!ready && m->moving && !m->closed) m->step_waits++;
+    if (!ready && m->moving && m->losses == m->moving_losses && !m->closed) m->step_waits++;
     m->in_step = ready;
     *out = (expert_fleet){.exchange = m->config.router_end,
                           .mode = m->config.mode,
@@ -440,6 +440,7 @@ membership_set_moving(membership *m, bool moving)
 {
     pthread_mutex_lock(&m->lock);
     m->moving = moving;
+    m->moving_losses = m->losses;
     pthread_mutex_unlock(&m->lock);
 }
 

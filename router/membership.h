@@ -143,8 +143,8 @@ size_t membership_surplus(membership *m, uint32_t worker, uint32_t *out);
  *   MOE_ENOMEM  */
 moe_err membership_propose(membership *m, placement *next, errbuf *eb);
 
-/* A change that is not a repair is under way: a step that finds the fleet not ready meanwhile
- * counts as one that waited for it. */
+/* A change that is not a repair is under way: a step that finds the fleet not ready meanwhile,
+ * though no worker was lost, counts as one that waited for it. */
 void membership_set_moving(membership *m, bool moving);
 uint64_t membership_step_waits(membership *m);
 uint64_t membership_losses(membership *m); /* workers that were given up since create */

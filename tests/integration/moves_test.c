@@ -229,6 +229,8 @@ go_through_everything(const char *exchange, const char *rate)
 
     cr_expect_eq(stat_of("step_waits"), 0, "a step waited for a move");
     printf("%s: without a host for at most %.3f s\n", exchange, stat_of("max_recovery_seconds"));
+    fleet_wait_metric(&f, "conclave:workers_lost_total", stat_of("workers_lost"));
+    fleet_wait_metric(&f, "conclave:experts_moved_total", stat_of("experts_moved"));
     for (uint64_t since = 0; count_fds("router-0") > fds;)
         fleet_pause(&since, "the router's file descriptors to be closed");
     fleet_stop(&f); /* all still run, and leave nothing, or this fails */

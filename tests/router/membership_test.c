@@ -739,16 +739,19 @@ Test(membership, names_what_is_hosted_beyond_the_placement)
 Test(membership, counts_steps_that_wait_for_a_move)
 {
     expert_fleet fleet;
-    start_ready(1);
+    start_ready(2);
     membership_set_moving(m, true);
     cr_assert(membership_enter(m, &fleet));
-    membership_lost(m, 0);
     membership_leave(m);
     cr_expect_eq(membership_step_waits(m), 0);
+    membership_set_hosted(m, 0, 100, (uint32_t[]){0}, 1, false); /* what the placement names */
     cr_expect_not(membership_enter(m, &fleet));
     cr_expect_eq(membership_step_waits(m), 1);
     membership_set_moving(m, false);
     cr_expect_not(membership_enter(m, &fleet));
+    membership_set_moving(m, true);
+    membership_lost(m, 1);
+    cr_expect_not(membership_enter(m, &fleet), "it waits for a worker that was lost");
     cr_expect_eq(membership_step_waits(m), 1);
 }
 
