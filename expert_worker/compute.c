@@ -155,6 +155,7 @@ compute_get_stats(compute *c, compute_stats *out)
 {
     pthread_mutex_lock(&c->lock);
     *out = c->stats;
+    out->epoch = atomic_load(&c->epoch);
     if (c->store != NULL) {
         out->experts_hosted = expert_store_count(c->store);
         out->bytes_hosted = expert_store_bytes(c->store);

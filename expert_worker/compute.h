@@ -19,6 +19,7 @@ typedef struct compute_stats {
     uint64_t dispatches, rows, busy_ns;
     uint32_t experts_hosted;
     uint64_t bytes_hosted;
+    uint64_t epoch; /* dispatches of older placements are refused */
 } compute_stats;
 
 /* Start the thread.  All pointers are borrowed until stop.  Until a store is loaded, dispatches are

@@ -394,6 +394,7 @@ membership_look(membership *m, fleet_view *out, errbuf *eb)
     out->started = m->started && !m->closed;
     out->epoch = m->epoch;
     out->worker_end = m->worker_end;
+    out->proposed = m->next != NULL && !m->adopted;
     out->covered = adoption_is_covered_locked(m, is_ready_locked);
     moe_err err = placement_clone(&out->home, m->home, eb);
     if (!err) {

@@ -115,7 +115,8 @@ typedef struct member {
 /* The fleet at one moment: what another router would have to know to send rows to it. */
 typedef struct fleet_view {
     bool started;
-    bool covered; /* every expert has a host that is ready */
+    bool covered;  /* every expert has a host that is ready */
+    bool proposed; /* a placement waits for the end of a step */
     uint64_t epoch;
     uint32_t worker_end; /* members[worker_end] */
     placement *home;     /* the placement in force, whole; owned */

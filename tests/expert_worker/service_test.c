@@ -452,6 +452,9 @@ Test(service, hosts_more_tells_their_hashes_and_releases_them)
     cr_assert_eq(call(METHOD_RELEASE, &release.base, &response), RPC_OK, "%s", eb.text);
     rpc_response_free(response);
     cr_expect_eq(count_hosted(), 2);
+    compute_stats stats;
+    compute_get_stats(comp, &stats);
+    cr_expect_eq(stats.epoch, 2);
     expect_call_refused(METHOD_HASH, &ask.base, RPC_NOT_FOUND, "expert 2 is not hosted");
 }
 
