@@ -76,27 +76,18 @@ adoption_fini(membership *m)
     free(m->hosted);
 }
 
-/* Slots of each layer that a worker's memory has. */
 static uint32_t
 capacity_of(const membership *m, const worker *w)
 {
-    const exchange_limits *l = &m->config.limits;
-    if (w->memory_bytes == 0 || m->config.expert_bytes == 0) return l->num_experts;
-    const uint64_t slots = w->memory_bytes / m->config.expert_bytes / l->num_layers;
-    return slots < l->num_experts ? (uint32_t)slots : l->num_experts;
+    return eplb_capacity(w->memory_bytes, m->config.expert_bytes, m->config.limits.num_layers,
+                         m->config.limits.num_experts);
 }
 
-/* Bytes that workers for which capacities has slots lack for all experts. */
 static uint64_t
-shortfall_of(const membership *m, const uint32_t *capacities, uint32_t count)
+shortfall_of(const membership *m, const uint32_t *capacities)
 {
-    const exchange_limits *l = &m->config.limits;
-    uint64_t slots = 0;
-    for (uint32_t w = 0; w < count; w++)
-        slots += capacities[w];
-    return slots >= l->num_experts
-               ? 0
-               : (l->num_experts - slots) * l->num_layers * m->config.expert_bytes;
+    return eplb_shortfall_bytes(capacities, m->worker_end, m->config.expert_bytes,
+                                m->config.limits.num_layers, m->config.limits.num_experts);
 }
 
 moe_err
@@ -107,7 +98,7 @@ adoption_start_locked(membership *m, errbuf *eb)
     if (m->placed || m->config.mode != WIRE_EP) return MOE_OK;
     for (uint32_t w = 0; w < m->worker_end; w++)
         capacities[w] = m->workers[w].state == REGISTERED ? capacity_of(m, &m->workers[w]) : 0;
-    m->shortfall = shortfall_of(m, capacities, m->worker_end);
+    m->shortfall = shortfall_of(m, capacities);
     moe_err err = place_linear(m, capacities, m->worker_end, &home, eb);
     if (!err) err = set_home(m, home, eb);
     m->placed = err == MOE_OK;
@@ -318,7 +309,7 @@ membership_drain(membership *m, const uint32_t *ids, size_t count, errbuf *eb)
         else
             capacities[ids[i]] = 0;
     }
-    const uint64_t missing = err ? 0 : shortfall_of(m, capacities, m->worker_end);
+    const uint64_t missing = err ? 0 : shortfall_of(m, capacities);
     bool any = false;
     for (uint32_t w = 0; w < m->worker_end; w++)
         any = any || capacities[w] != 0;

@@ -55,35 +55,21 @@ is_usable(const member *m)
     return m->ready && !m->draining;
 }
 
-static uint32_t
-capacity_of(const balancer *b, const member *m)
-{
-    const uint32_t experts = b->config.num_experts;
-    if (!is_usable(m)) return 0;
-    if (m->memory_bytes == 0 || b->config.expert_bytes == 0) return experts;
-    const uint64_t slots = m->memory_bytes / b->config.expert_bytes / b->config.num_layers;
-    return slots < experts ? (uint32_t)slots : experts;
-}
-
-static void
-set_shortfall(balancer *b, const uint32_t *capacities)
-{
-    uint64_t slots = 0;
-    for (uint32_t w = 0; w < b->view.worker_end; w++)
-        slots += capacities[w];
-    const uint64_t missing = slots < b->config.num_experts ? b->config.num_experts - slots : 0;
-    membership_set_shortfall(b->config.membership,
-                             missing * b->config.num_layers * b->config.expert_bytes);
-}
-
 /* Slots of each worker; those that can't be used have none. */
 static moe_err
 count_slots(balancer *b, eplb_policy policy, uint32_t *slot_counts, errbuf *eb)
 {
     uint32_t capacities[WORKER_MAX];
-    for (uint32_t w = 0; w < b->view.worker_end; w++)
-        capacities[w] = capacity_of(b, &b->view.members[w]);
-    set_shortfall(b, capacities);
+    const balancer_config *c = &b->config;
+    for (uint32_t w = 0; w < b->view.worker_end; w++) {
+        const member *m = &b->view.members[w];
+        capacities[w] = is_usable(m) ? eplb_capacity(m->memory_bytes, c->expert_bytes,
+                                                     c->num_layers, c->num_experts)
+                                     : 0;
+    }
+    membership_set_shortfall(c->membership,
+                             eplb_shortfall_bytes(capacities, b->view.worker_end, c->expert_bytes,
+                                                  c->num_layers, c->num_experts));
     return eplb_slot_counts(policy, b->config.num_layers, b->config.num_experts,
                             b->config.balance.num_redundant_experts, b->view.worker_end, capacities,
                             (double)b->config.expert_bytes, slot_counts, eb);

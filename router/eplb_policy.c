@@ -46,6 +46,25 @@ eplb_default_costs(void)
                         .noise_sigmas = 2.5};
 }
 
+uint32_t
+eplb_capacity(uint64_t memory_bytes, uint64_t expert_bytes, uint32_t num_layers,
+              uint32_t num_experts)
+{
+    if (memory_bytes == 0 || expert_bytes == 0) return num_experts;
+    const uint64_t slots = memory_bytes / expert_bytes / num_layers;
+    return slots < num_experts ? (uint32_t)slots : num_experts;
+}
+
+uint64_t
+eplb_shortfall_bytes(const uint32_t *capacities, uint32_t worker_count, uint64_t expert_bytes,
+                     uint32_t num_layers, uint32_t num_experts)
+{
+    uint64_t slots = 0;
+    for (uint32_t w = 0; w < worker_count; w++)
+        slots += capacities[w];
+    return slots >= num_experts ? 0 : (num_experts - slots) * num_layers * expert_bytes;
+}
+
 /* What slots are worth on a worker: no more than there are experts, unless replicas may meet. */
 static uint32_t
 useful(eplb_policy policy, uint32_t capacity, uint32_t num_experts)

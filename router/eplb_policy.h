@@ -53,6 +53,13 @@ moe_err eplb_slot_counts(eplb_policy policy, uint32_t num_layers, uint32_t num_e
                          uint32_t redundant, uint32_t worker_count, const uint32_t *capacities,
                          double bytes_per_expert, uint32_t *slot_counts, errbuf *eb);
 
+/* Slots of each layer that a worker's memory has, at most E.  Either number of bytes 0: E. */
+uint32_t eplb_capacity(uint64_t memory_bytes, uint64_t expert_bytes, uint32_t num_layers,
+                       uint32_t num_experts);
+/* Bytes that workers of these capacities lack for one copy of every expert; 0: it fits. */
+uint64_t eplb_shortfall_bytes(const uint32_t *capacities, uint32_t worker_count,
+                              uint64_t expert_bytes, uint32_t num_layers, uint32_t num_experts);
+
 /* What a step costs, and what moving costs.  Anything may be 0: not known, or no matter. */
 typedef struct eplb_costs {
     double row_ns;            /* one row on a worker of speed 1 */

@@ -128,6 +128,13 @@ typedef struct fleet_view {
 moe_err membership_look(membership *m, fleet_view *out, errbuf *eb);
 void fleet_view_fini(fleet_view *v);
 
+static inline bool
+fleet_view_hosts(const fleet_view *v, uint32_t worker_id, uint32_t expert_id)
+{
+    const size_t experts = (size_t)v->home->num_layers * v->home->num_experts;
+    return worker_id < v->worker_end && v->hosted[worker_id * experts + expert_id];
+}
+
 /* Rises when there may be something to plan: workers come, go or are to be drained. */
 _Atomic uint32_t *membership_changes(membership *m);
 

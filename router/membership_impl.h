@@ -57,7 +57,7 @@ struct membership {
     bool moving;
     uint64_t steps, epoch, step_waits, losses, shortfall;
     uint64_t moving_losses; /* when the move began */
-    uint32_t worker_end; /* ids that were seen are below */
+    uint32_t worker_end;    /* ids that were seen are below */
     /* WIRE_EP, else NULL.  `home` is the placement in force; `fitted`, of equal slots, is that
      * without workers that are not there, and is what steps use: changed between steps, or by the
      * step thread.  `next` is proposed, with its own `next_fitted`. */

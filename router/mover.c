@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "router/move_stage.h"
 
 #define MOVE_TIMEOUT_MS (3600u * 1000)
 #define CALL_TIMEOUT_MS 10000
@@ -103,20 +104,14 @@ open_worker(rpc_client **out, const member *w, errbuf *eb)
 
 /* ---- what is to be loaded ---- */
 
-/* Does worker w host the expert already? */
-static bool
-hosts(const mover *mv, uint32_t w, uint32_t id)
-{
-    return w < mv->view.worker_end && mv->view.hosted[w * mv->id_count + id];
-}
-
 static moe_err
 list_share(mover *mv, const placement *to, uint32_t w, errbuf *eb)
 {
     share *s = &mv->shares[w];
     size_t count = 0;
     for (uint32_t i = 0; i < mv->id_count; i++) {
-        if (placement_is_host(to, i / to->num_experts, i % to->num_experts, w) && !hosts(mv, w, i))
+        if (placement_is_host(to, i / to->num_experts, i % to->num_experts, w) &&
+            !fleet_view_hosts(&mv->view, w, i))
             mv->ids[count++] = i;
     }
     s->count = count;
@@ -142,105 +137,6 @@ drop_shares(mover *mv)
         free(s->ids);
         *s = (share){0};
     }
-}
-
-/* Experts that the worker's memory holds beside what it hosts. */
-static uint64_t
-room_of(const mover *mv, uint32_t w)
-{
-    const member *m = &mv->view.members[w];
-    if (m->memory_bytes == 0 || mv->config.expert_bytes == 0) return UINT64_MAX;
-    const uint64_t fit = m->memory_bytes / mv->config.expert_bytes;
-    return fit > m->experts_hosted ? fit - m->experts_hosted : 0;
-}
-
-static uint32_t
-lacking_in_layer(mover *mv, const placement *to, uint32_t layer, uint32_t w)
-{
-    uint32_t count = 0;
-    const uint32_t *slots = placement_layer_slots(to, layer);
-    for (uint32_t s = to->slot_first[w]; s < to->slot_first[w + 1]; s++) {
-        if (slots[s] != PLACEMENT_EMPTY && !hosts(mv, w, layer * to->num_experts + slots[s]))
-            count++;
-    }
-    return count;
-}
-
-static void
-copy_layer(placement *to, const placement *from, uint32_t layer)
-{
-    for (uint32_t w = 0; w < from->worker_count; w++) {
-        const uint32_t count = from->slot_first[w + 1] - from->slot_first[w];
-        const size_t at = (size_t)layer * to->slot_count + to->slot_first[w];
-        const size_t src = (size_t)layer * from->slot_count + from->slot_first[w];
-        memcpy(to->slots + at, from->slots + src, count * sizeof *to->slots);
-        memcpy(to->shares + at, from->shares + src, count * sizeof *to->shares);
-    }
-}
-
-/* Layers that stay may count on workers that are not there. */
-static void
-empty_slots_of_missing(const mover *mv, placement *p)
-{
-    for (uint32_t w = 0; w < p->worker_count; w++) {
-        if (w < mv->view.worker_end && mv->view.members[w].ready) continue;
-        for (uint32_t l = 0; l < p->num_layers; l++) {
-            for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++)
-                p->slots[(size_t)l * p->slot_count + s] = PLACEMENT_EMPTY;
-        }
-    }
-}
-
-/* An empty placement with room for the slots of both. */
-static moe_err
-create_wide(placement **out, const placement *a, const placement *b, errbuf *eb)
-{
-    uint32_t slots[WORKER_MAX] = {0}, workers = a->worker_count;
-    if (b->worker_count > workers) workers = b->worker_count;
-    for (uint32_t w = 0; w < workers; w++) {
-        const uint32_t in_a = w < a->worker_count ? a->slot_first[w + 1] - a->slot_first[w] : 0;
-        const uint32_t in_b = w < b->worker_count ? b->slot_first[w + 1] - b->slot_first[w] : 0;
-        slots[w] = in_a > in_b ? in_a : in_b;
-    }
-    return placement_create(out, a->num_layers, a->num_experts, workers, slots, eb);
-}
-
-/* The most layers of the target that memory holds beside what is there; others stay.  *last: all of
- * them. */
-static moe_err
-make_stage(mover *mv, const placement *target, placement **out, bool *last, errbuf *eb)
-{
-    uint64_t room[WORKER_MAX], short_of = 0;
-    bool any = false;
-    *last = true;
-    moe_err err = create_wide(out, mv->view.home, target, eb);
-    if (err) return err;
-    for (uint32_t w = 0; w < mv->view.worker_end; w++)
-        room[w] = room_of(mv, w);
-    for (uint32_t l = 0; l < target->num_layers; l++) {
-        uint32_t lacking[WORKER_MAX] = {0}, sum = 0;
-        bool fits = true;
-        for (uint32_t w = 0; w < target->worker_count; w++) {
-            lacking[w] = lacking_in_layer(mv, target, l, w);
-            sum += lacking[w];
-            if (lacking[w] <= room[w]) continue;
-            fits = false;
-            if (lacking[w] - room[w] > short_of) short_of = lacking[w] - room[w];
-        }
-        for (uint32_t w = 0; w < target->worker_count && fits; w++) {
-            if (room[w] != UINT64_MAX) room[w] -= lacking[w];
-        }
-        any = any || (fits && sum != 0);
-        *last = *last && fits;
-        copy_layer(*out, fits ? target : mv->view.home, l);
-    }
-    empty_slots_of_missing(mv, *out);
-    placement_index(*out);
-    if (any || *last) return MOE_OK;
-    placement_free(*out);
-    *out = NULL;
-    return err_set(eb, MOE_ENOMEM, "a worker's memory is %llu bytes short of old and new experts",
-                   (unsigned long long)(short_of * mv->config.expert_bytes));
 }
 
 /* ---- hashes ---- */
@@ -294,7 +190,8 @@ ask_hashes(mover *mv, uint32_t w, errbuf *eb)
 {
     Conclave__HashRequest request = CONCLAVE__HASH_REQUEST__INIT;
     for (uint32_t i = 0; i < mv->id_count; i++) {
-        if (hosts(mv, w, i) && wants_hash(mv, i)) mv->ids[request.n_experts++] = i;
+        if (fleet_view_hosts(&mv->view, w, i) && wants_hash(mv, i))
+            mv->ids[request.n_experts++] = i;
     }
     if (request.n_experts == 0) return MOE_OK;
     request.experts = mv->ids;
@@ -312,8 +209,8 @@ ask_hashes(mover *mv, uint32_t w, errbuf *eb)
 
 /* ---- loading ---- */
 
-/* Returns when it has ended, so that what it has loaded can be released; or when the worker does not
- * answer.  The call to cancel may overtake the other: it is made again. */
+/* Returns when it has ended, so that what it has loaded can be released; or when the worker does
+ * not answer.  The call to cancel may overtake the other: it is made again. */
 static void
 cancel_share(mover *mv, share *s)
 {
@@ -429,7 +326,7 @@ run_stage(mover *mv, const placement *target, uint64_t bytes_per_s, move_report 
     membership *m = mv->config.membership;
     placement *stage = NULL;
     moe_err err = membership_look(m, &mv->view, eb);
-    if (!err) err = make_stage(mv, target, &stage, last, eb);
+    if (!err) err = move_stage_make(&stage, &mv->view, target, mv->config.expert_bytes, last, eb);
     for (uint32_t w = 0; !err && w < stage->worker_count; w++)
         err = list_share(mv, stage, w, eb);
     if (!err) err = host_experts(mv, bytes_per_s, report, eb);

@@ -1,7 +1,6 @@
 /* A crowd of clients, many of which leave in the middle: those that stay get whole answers or 429,
  * and when all have gone nothing of theirs is left. */
 #include <criterion/criterion.h>
-#include <dirent.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,20 +74,6 @@ end_of(const char *text, size_t bytes)
     return len < bytes ? text : text + len - bytes;
 }
 
-static uint32_t
-count_fds(const fleet_process *p)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/fd", (int)p->pid);
-    DIR *dir = opendir(path);
-    cr_assert_not_null(dir);
-    uint32_t count = 0;
-    while (readdir(dir) != NULL)
-        count++;
-    closedir(dir);
-    return count;
-}
-
 static void
 run_crowd(uint64_t seed, uint32_t counts[WRONG + 1])
 {
@@ -120,13 +105,13 @@ Test(chaos, a_crowd_that_comes_and_goes_leaves_nothing_behind)
                                          .frontend_flags = "--max-waiting-seqs=40"});
         for (uint32_t i = 0; i < 3; i++)
             cr_expect_eq(fleet_metric(&f, gauges[i]), 0, "%s", gauges[i]);
-        const uint32_t fds = count_fds(fleet_find(&f, "frontend"));
+        const uint32_t fds = fleet_count_fds(&f, "frontend");
         run_crowd(round, counts);
         cr_expect_gt(counts[COMPLETE], 0);
         cr_expect_gt(counts[REFUSED], 0, "the queue was never full");
         for (uint32_t i = 0; i < 3; i++)
             fleet_wait_metric(&f, gauges[i], 0);
-        for (uint64_t since = 0; count_fds(fleet_find(&f, "frontend")) > fds;)
+        for (uint64_t since = 0; fleet_count_fds(&f, "frontend") > fds;)
             fleet_pause(&since, "the frontend's file descriptors to be closed");
         http_reply r = http_call(f.url, "POST", "/v1/completions", "{\"prompt\":\"a\"}", NULL);
         cr_expect_eq(r.status, 200);

@@ -27,21 +27,10 @@ ask_reference(void)
     fleet_stop(&f);
 }
 
-static uint32_t
-count_in_log(const char *name, const char *text)
-{
-    char *log = fleet_log(&f, name);
-    uint32_t count = 0;
-    for (const char *at = log; (at = strstr(at, text)) != NULL; at++)
-        count++;
-    free(log);
-    return count;
-}
-
 static void
 wait_count(const char *name, const char *text, uint32_t count)
 {
-    for (uint64_t since = 0; count_in_log(name, text) < count;)
+    for (uint64_t since = 0; fleet_count_log(&f, name, text) < count;)
         fleet_pause(&since, text);
 }
 
@@ -74,7 +63,7 @@ survive(const char *exchange)
         answers_free(&got);
         wait_count("router-0", "worker ready", 4 + round);
     }
-    cr_expect_eq(count_in_log("router-0", "step failed"), 0, "a step failed");
+    cr_expect_eq(fleet_count_log(&f, "router-0", "step failed"), 0, "a step failed");
     fleet_stop(&f);
 }
 

@@ -241,6 +241,31 @@ fleet_wait_log(fleet *f, const char *name, const char *text)
     }
 }
 
+uint32_t
+fleet_count_log(const fleet *f, const char *name, const char *text)
+{
+    char *log = fleet_log(f, name);
+    uint32_t count = 0;
+    for (const char *at = log; (at = strstr(at, text)) != NULL; at++)
+        count++;
+    free(log);
+    return count;
+}
+
+uint32_t
+fleet_count_fds(fleet *f, const char *name)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)fleet_find(f, name)->pid);
+    DIR *dir = opendir(path);
+    cr_assert_not_null(dir);
+    uint32_t count = 0;
+    while (readdir(dir) != NULL)
+        count++;
+    closedir(dir);
+    return count;
+}
+
 double
 fleet_metric(const fleet *f, const char *name)
 {

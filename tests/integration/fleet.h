@@ -78,6 +78,10 @@ void fleet_wait_log(fleet *f, const char *name, const char *text);
 /* The log so far; free() it. */
 char *fleet_log(const fleet *f, const char *name);
 
+/* How often its log holds text so far. */
+uint32_t fleet_count_log(const fleet *f, const char *name, const char *text);
+uint32_t fleet_count_fds(fleet *f, const char *name); /* that it has open */
+
 /* Run a program of CONCLAVE_BIN_DIR to its end.  flags as above, without --run-dir, which is the
  * fleet's; out [size] gets what it wrote. */
 int fleet_run(fleet *f, const char *program, const char *flags, char *out, size_t size);

@@ -2,7 +2,6 @@
  * and that are drained.  No request fails, the answers are those of a fleet that nothing happened
  * to, no step waits for a move, and nothing is left behind. */
 #include <criterion/criterion.h>
-#include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,20 +75,6 @@ wait_at_least(const char *key, double value)
 {
     for (uint64_t since = 0; stat_of(key) < value;)
         fleet_pause(&since, key);
-}
-
-static uint32_t
-count_fds(const char *name)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/fd", (int)fleet_find(&f, name)->pid);
-    DIR *dir = opendir(path);
-    cr_assert_not_null(dir);
-    uint32_t count = 0;
-    while (readdir(dir) != NULL)
-        count++;
-    closedir(dir);
-    return count;
 }
 
 /* ---- what happens to the fleet ---- */
@@ -172,26 +157,15 @@ during_requests(const char *what, void happens(uint32_t id), uint32_t id)
     answers_free(&got);
 }
 
-static uint32_t
-count_failed_steps(void)
-{
-    char *log = fleet_log(&f, "router-0");
-    uint32_t count = 0;
-    for (const char *at = log; (at = strstr(at, "step failed")) != NULL; at++)
-        count++;
-    free(log);
-    return count;
-}
-
 /* The same for what not even a step may notice. */
 static void
 during_steps(const char *what, void happens(uint32_t id), uint32_t id)
 {
     const double resends = stat_of("resends");
-    const uint32_t failed = count_failed_steps();
+    const uint32_t failed = fleet_count_log(&f, "router-0", "step failed");
     during_requests(what, happens, id);
     cr_expect_eq(stat_of("resends"), resends, "%s: a step had to be resent", what);
-    cr_expect_eq(count_failed_steps(), failed, "%s: a step failed", what);
+    cr_expect_eq(fleet_count_log(&f, "router-0", "step failed"), failed, "%s: a step failed", what);
 }
 
 /* Until that has moved experts so many times. */
@@ -212,7 +186,7 @@ go_through_everything(const char *exchange, const char *rate)
     snprintf(flags, sizeof flags, ROOM "--eplb=on %s %s", exchange, rate);
     fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags});
     during_steps("a rebalance", rebalance_often, 2);
-    const uint32_t fds = count_fds("router-0");
+    const uint32_t fds = fleet_count_fds(&f, "router-0");
 
     during_requests("a death without replicas", kill_worker, 1);
     during_steps("a worker that comes back", add_worker, 1);
@@ -231,7 +205,7 @@ go_through_everything(const char *exchange, const char *rate)
     printf("%s: without a host for at most %.3f s\n", exchange, stat_of("max_recovery_seconds"));
     fleet_wait_metric(&f, "conclave:workers_lost_total", stat_of("workers_lost"));
     fleet_wait_metric(&f, "conclave:experts_moved_total", stat_of("experts_moved"));
-    for (uint64_t since = 0; count_fds("router-0") > fds;)
+    for (uint64_t since = 0; fleet_count_fds(&f, "router-0") > fds;)
         fleet_pause(&since, "the router's file descriptors to be closed");
     fleet_stop(&f); /* all still run, and leave nothing, or this fails */
 }
