@@ -90,6 +90,8 @@ print_json(const Conclave__RouterStats *s)
     cJSON_AddNumberToObject(o, "steps", (double)s->steps);
     cJSON_AddNumberToObject(o, "tokens", (double)s->tokens);
     cJSON_AddNumberToObject(o, "step_seconds", (double)s->step_ns / NS_PER_S_F);
+    cJSON_AddNumberToObject(o, "recent_p50_ms", (double)s->recent_p50_ns / 1e6);
+    cJSON_AddNumberToObject(o, "recent_p99_ms", (double)s->recent_p99_ns / 1e6);
     cJSON_AddNumberToObject(o, "resends", (double)s->resends);
     cJSON_AddNumberToObject(o, "step_waits", (double)s->step_waits);
     cJSON_AddNumberToObject(o, "workers_lost", (double)s->workers_lost);
@@ -120,6 +122,8 @@ print_text(const Conclave__RouterStats *s)
            " workers lost, %" PRIu64 " resends, %" PRIu64 " steps waited for a move\n",
            s->detail, s->epoch, s->steps, seconds > 0 ? (double)s->tokens / seconds : 0,
            s->workers_lost, s->resends, s->step_waits);
+    printf("the last steps took %.2f ms, p99 %.2f ms\n", (double)s->recent_p50_ns / 1e6,
+           (double)s->recent_p99_ns / 1e6);
     const Conclave__BalanceStats *b = s->balance;
     if (b == NULL) return;
     printf("eplb %s (%s): balancedness %.3f; %" PRIu64 " decisions, %" PRIu64 " adopted, %" PRIu64

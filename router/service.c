@@ -126,6 +126,8 @@ on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
     reply.step_ns = stats.step_ns;
     reply.expert_wait_ns = stats.expert_wait_ns;
     reply.resends = stats.resends;
+    reply.recent_p50_ns = stats.recent_p50_ns;
+    reply.recent_p99_ns = stats.recent_p99_ns;
     membership_status status;
     membership_get_status(c->membership, &status);
     reply.ready = status.ready;

@@ -72,6 +72,7 @@ struct stepper {
     _Atomic uint32_t bell;
     _Atomic bool stopping;
     stepper_stats stats;
+    uint64_t recent[STEPPER_RECENT]; /* step times, a ring; guarded by the lock */
 };
 
 /* ---- applying a request to the slots ---- */
@@ -235,6 +236,7 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
     reply->step_ns = clock_now_ns() - start;
     reply->expert_wait_ns = times.expert_wait_ns;
     pthread_mutex_lock(&s->lock);
+    s->recent[s->stats.steps % STEPPER_RECENT] = reply->step_ns;
     s->stats.steps++;
     s->stats.tokens += tokens;
     s->stats.step_ns += reply->step_ns;
@@ -440,10 +442,24 @@ stepper_submit(stepper *s, const Conclave__StepRequest *request, rpc_call *call)
         rpc_fail(call, RPC_RESOURCE_EXHAUSTED, "%d steps wait already", QUEUE_MAX);
 }
 
+static int
+compare_ns(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
 void
 stepper_get_stats(stepper *s, stepper_stats *out)
 {
+    uint64_t recent[STEPPER_RECENT];
     pthread_mutex_lock(&s->lock);
     *out = s->stats;
+    memcpy(recent, s->recent, sizeof recent);
     pthread_mutex_unlock(&s->lock);
+    const size_t n = out->steps < STEPPER_RECENT ? (size_t)out->steps : STEPPER_RECENT;
+    if (n == 0) return;
+    qsort(recent, n, sizeof recent[0], compare_ns);
+    out->recent_p50_ns = recent[n / 2];
+    out->recent_p99_ns = recent[n * 99 / 100];
 }

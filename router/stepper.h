@@ -31,9 +31,12 @@ typedef struct stepper_config {
     phases *phases;            /* as the transformer's; NULL = none */
 } stepper_config;
 
+#define STEPPER_RECENT 256u
+
 typedef struct stepper_stats {
     uint64_t steps, tokens, step_ns, expert_wait_ns;
     uint64_t resends; /* times that a step went on with replicas of what was lost */
+    uint64_t recent_p50_ns, recent_p99_ns; /* of the last STEPPER_RECENT steps' times; 0: none */
 } stepper_stats;
 
 moe_err stepper_start(stepper **out, const stepper_config *config, errbuf *eb);

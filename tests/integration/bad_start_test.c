@@ -174,6 +174,9 @@ Test(bad_start, a_bad_option_is_named_and_the_exit_status_is_2)
         {"router", "--model=models/demo --workers=two", "--workers"},
         {"router", "--model=models/demo --dtype=int3", "--dtype"},
         {"router", "--model=models/demo --micro-batches=99", "--micro-batches"},
+        {"router", "--model=models/demo --eplb-policy=best", "--eplb-policy"},
+        {"worker", "--model=models/demo --expert-memory=-1", "--expert-memory"},
+        {"ctl", "--drain", "--drain"},
         {"router", "--model=/no/such/folder", "--model"},
         {"router", "", "--model"},
         {"router", "--model=models/demo stray", "stray"},
@@ -210,6 +213,12 @@ Test(bad_start, a_checkpoint_or_address_that_is_no_good_is_named_and_the_exit_st
         {"frontend", "--model=tests/golden/models/base", "tokenizer"},
         {"frontend", "--model=models/demo --host=192.0.2.1", "192.0.2.1"},
         {"router", "--model=models/demo --max-model-len=5000", "--max-model-len"},
+        {"router", "--model=models/demo --parallelism=tp --enable-eplb",
+         "--eplb: with --parallelism tp"},
+        {"router", "--model=models/demo --eplb-config={\"window\":1}", "window"},
+        {"router", "--model=models/demo --routing-trace=/no/such/folder/f", "/no/such/folder/f"},
+        {"ctl", "--drain=1,x", "is no list of worker ids"},
+        {"ctl", "--json", "router-0.sock"},
     };
     char out[4096];
     cr_assert_eq(chdir(test_root()), 0);

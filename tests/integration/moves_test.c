@@ -180,12 +180,28 @@ rebalance_often(uint32_t times)
 }
 
 static void
+nothing(uint32_t id)
+{
+    (void)id;
+}
+
+static void
+print_step_times(const char *when)
+{
+    printf("steps while %s: median %.2f ms, p99 %.2f ms\n", when, stat_of("recent_p50_ms"),
+           stat_of("recent_p99_ms"));
+}
+
+static void
 go_through_everything(const char *exchange, const char *rate)
 {
     char flags[256];
     snprintf(flags, sizeof flags, ROOM "--eplb=on %s %s", exchange, rate);
     fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags});
+    during_steps("nothing", nothing, 0);
+    print_step_times("nothing moves");
     during_steps("a rebalance", rebalance_often, 2);
+    print_step_times("experts move");
     const uint32_t fds = fleet_count_fds(&f, "router-0");
 
     during_requests("a death without replicas", kill_worker, 1);
