@@ -14,9 +14,6 @@
 #define BALANCE_NICE 10
 #define TICK_MS 100
 #define RETRY_NS (NS_PER_S) /* after a change that failed; at once when the fleet changes */
-/* How long a lost worker whose experts all have replicas may take to come back before they get new
- * ones. */
-#define RETURN_NS (5 * NS_PER_S)
 /* No gain is as large: only what has to move moves. */
 #define GAIN_NONE 1e9
 
@@ -222,7 +219,8 @@ reason_to_fit(balancer *b)
     bool counted = false;
     for (uint32_t w = 0; w < v->worker_end; w++) {
         const member *m = &v->members[w];
-        if (m->missing && now > m->lost_ns + RETURN_NS) return "a lost worker did not come back";
+        if (m->missing && now > m->lost_ns + b->config.return_ms * NS_PER_MS)
+            return "a lost worker did not come back";
         const uint32_t slots = slots_of(v->home, w);
         if (m->ready && m->draining && slots != 0) return "a worker is to be drained";
         if (!is_usable(m) || slots != 0) continue;
@@ -231,6 +229,41 @@ reason_to_fit(balancer *b)
         if (slot_counts[w] != 0) return "a worker hosts nothing yet";
     }
     return NULL;
+}
+
+/* The placement in force on workers with these slots, which hold all that it names there. */
+static moe_err
+copy_home(const balancer *b, const uint32_t *slot_counts, placement **out, errbuf *eb)
+{
+    const placement *home = b->view.home;
+    const moe_err err = placement_create(out, home->num_layers, home->num_experts,
+                                         b->view.worker_end, slot_counts, eb);
+    for (uint32_t w = 0; w < home->worker_count && !err; w++) {
+        for (uint32_t l = 0; l < home->num_layers; l++) {
+            const uint32_t *from = placement_layer_slots(home, l);
+            uint32_t *to = (*out)->slots + (size_t)l * (*out)->slot_count + (*out)->slot_first[w];
+            for (uint32_t s = home->slot_first[w]; s < home->slot_first[w + 1]; s++) {
+                if (from[s] != PLACEMENT_EMPTY) *to++ = from[s];
+            }
+        }
+    }
+    if (!err) placement_index(*out);
+    return err;
+}
+
+/* Slots that are empty get replicas: those of a worker that is gone, or a new one's.  With few
+ * moves the policy leaves them empty. */
+static moe_err
+fill_slots(balancer *b, eplb_outcome *o, errbuf *eb)
+{
+    uint32_t slot_counts[WORKER_MAX];
+    moe_err err = MOE_OK;
+    if (o->next == NULL) {
+        err = count_slots(b, EPLB_CONCLAVE, slot_counts, eb);
+        if (!err) err = copy_home(b, slot_counts, &o->next, eb);
+    }
+    if (!err) placement_fill_spare(o->next);
+    return err;
 }
 
 static uint64_t
@@ -254,12 +287,12 @@ fit(balancer *b, const char *reason)
     const bool repair = !b->view.covered;
     b->retry_changes = atomic_load(membership_changes(b->config.membership));
     b->retry_ns = clock_now_ns() + RETRY_NS;
-    const moe_err err = decide(b, EPLB_CONCLAVE, &costs, &out, &eb);
+    moe_err err = decide(b, EPLB_CONCLAVE, &costs, &out, &eb);
+    if (!err) err = fill_slots(b, &out, &eb);
     const char *text = err ? eb.text : out.text;
     LOG_INFO("eplb", "%s: %s", reason, text);
     note(b, err ? "failed" : eplb_verdict_name(out.verdict), text, err ? NULL : &out);
-    if (!err && out.next != NULL &&
-        carry_out(b, &out, repair ? 0 : b->config.move_bytes_per_s, repair) == MOE_OK)
+    if (!err && carry_out(b, &out, repair ? 0 : b->config.move_bytes_per_s, repair) == MOE_OK)
         b->retry_ns = 0;
     eplb_outcome_fini(&out);
 }
@@ -399,6 +432,7 @@ balancer_start(balancer **out, const balancer_config *config, errbuf *eb)
     balancer *b = calloc(1, sizeof *b);
     if (b == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     b->config = *config;
+    if (b->config.return_ms == 0) b->config.return_ms = BALANCER_RETURN_MS;
     pthread_mutex_init(&b->lock, NULL);
     b->rows = calloc((size_t)config->num_layers * config->num_experts, sizeof *b->rows);
     moe_err err = b->rows != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");

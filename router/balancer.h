@@ -23,6 +23,8 @@
 #include "router/mover.h"
 #include "router/stepper.h"
 
+#define BALANCER_RETURN_MS 5000u
+
 typedef struct balancer balancer;
 
 typedef struct balancer_config {
@@ -34,6 +36,8 @@ typedef struct balancer_config {
     bool enabled; /* --eplb on */
     eplb_policy policy;
     eplb_config balance;
+    uint32_t return_ms; /* how long a lost worker whose experts all have replicas may take to come
+                           back before they get new ones; 0 = BALANCER_RETURN_MS */
     uint64_t move_bytes_per_s; /* for moves that are not urgent; 0 = unlimited */
 } balancer_config;
 

@@ -91,9 +91,13 @@ move_stage_make(placement **out, const fleet_view *v, const placement *target,
         *last = *last && fits;
         copy_layer(*out, fits ? target : v->home, l);
     }
+    if (*last) { /* with its own slots */
+        placement_free(*out);
+        return placement_clone(out, target, eb);
+    }
     empty_slots_of_missing(v, *out);
     placement_index(*out);
-    if (any || *last) return MOE_OK;
+    if (any) return MOE_OK;
     placement_free(*out);
     *out = NULL;
     return err_set(eb, MOE_ENOMEM, "a worker's memory is %llu bytes short of old and new experts",

@@ -220,6 +220,25 @@ Test(balancer, says_how_much_memory_is_short_and_recovers_when_a_worker_comes)
     cr_expect_leq(workers[0].hosted_most, 5);
 }
 
+Test(balancer, makes_new_replicas_when_a_lost_worker_stays_away)
+{
+    config.num_redundant_experts = balance.balance.num_redundant_experts = EXPERTS;
+    balance.return_ms = 50;
+    start_fleet(3, 0);
+    fake_worker_kill(&workers[1]);
+    wait_hosted(0, ALL);
+    wait_hosted(2, ALL);
+    expect_all_hosted();
+    cr_expect_eq(report().repairs, 0, "no expert was without a host");
+    fake_worker_kill(&workers[2]);
+    while (membership_worker(m, 2).slots != 0)
+        tick();
+    expect_all_hosted();
+    add_worker(3, 0); /* all that it hosts are replicas */
+    wait_hosted(3, ALL);
+    expect_all_hosted();
+}
+
 Test(balancer, gives_a_new_worker_its_part_and_takes_it_back_before_it_goes)
 {
     start_fleet(2, 0);
