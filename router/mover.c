@@ -12,7 +12,7 @@
 #define CANCEL_TIMEOUT_MS 100
 #define CANCEL_TRIES 10
 #define STATS_TIMEOUT_MS 500
-/* A release is not left when there is something better to do: who knows what was released? */
+/* A release is only left when its worker is lost: else, who knows what was released? */
 #define RELEASE_TIMEOUT_MS 2000
 #define POLL_MS 20
 #define MESSAGE_BYTES (16u << 20)
@@ -307,7 +307,7 @@ host_experts(mover *mv, uint64_t bytes_per_s, move_report *report, errbuf *eb)
         share *s = &mv->shares[w];
         if (s->call == NULL) continue;
         if (err) {
-            cancel_share(mv, s);
+            if (!is_lost(mv, w)) cancel_share(mv, s);
             give_up_share(mv, w);
             continue; /* drop_shares() leaves the call */
         }
@@ -357,6 +357,18 @@ mover_run(mover *mv, const placement *target, uint64_t bytes_per_s, move_report 
 
 /* ---- the rest ---- */
 
+typedef struct lost_question {
+    mover *mv;
+    uint32_t w;
+} lost_question;
+
+static bool
+worker_is_lost(void *arg)
+{
+    const lost_question *q = arg;
+    return is_lost(q->mv, q->w);
+}
+
 static void
 release(mover *mv, uint32_t w, size_t count, uint64_t epoch)
 {
@@ -372,8 +384,9 @@ release(mover *mv, uint32_t w, size_t count, uint64_t epoch)
     membership_set_hosted(mv->config.membership, w, to->incarnation, mv->ids, count, false);
     moe_err err = open_worker(&client, to, &eb);
     if (!err)
-        err = rpc_call_sync(client, METHOD_RELEASE, &request.base, RELEASE_TIMEOUT_MS, &response,
-                            NULL, &eb);
+        err = rpc_call_watched(client, METHOD_RELEASE, &request.base, RELEASE_TIMEOUT_MS,
+                               worker_is_lost, &(lost_question){mv, w}, POLL_MS, &response, NULL,
+                               &eb);
     if (err)
         LOG_WARN("mover", "worker %u keeps %zu experts that it could release: %s", w, count,
                  eb.text);
