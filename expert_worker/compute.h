@@ -1,7 +1,7 @@
 /* compute: the thread that serves dispatches: take, feed-forward, reply.
  *
  * It groups whatever is queued for one layer and never waits for more.  It allocates nothing and
- * makes no system call but futexes.
+ * makes no system call but futexes and yields.
  *
  * Threads: load and stop from the control thread, one at a time; the getters from any.
  */
