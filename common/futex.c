@@ -3,14 +3,16 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stddef.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/clock.h"
 
-#define SPIN_DEFAULT_NS 20000ull
-#define POLLS_PER_CLOCK_READ 64
+#define SPIN_DEFAULT_NS 1000000ull
+#define YIELD_AFTER_NS 3000ull
+#define POLLS_PER_CLOCK_READ 16
 
 static _Atomic uint64_t spin_limit_ns = SPIN_DEFAULT_NS;
 
@@ -36,13 +38,14 @@ futex_spin_change(_Atomic uint32_t *word, uint32_t seen)
     if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
     const uint64_t limit = atomic_load_explicit(&spin_limit_ns, memory_order_relaxed);
     if (limit == 0) return false;
-    const uint64_t end = clock_now_ns() + limit;
-    do {
+    const uint64_t begin = clock_now_ns();
+    for (uint64_t spent = 0; spent < limit; spent = clock_now_ns() - begin) {
+        if (spent >= YIELD_AFTER_NS) sched_yield();
         for (int i = 0; i < POLLS_PER_CLOCK_READ; i++) {
             if (atomic_load_explicit(word, memory_order_acquire) != seen) return true;
             cpu_relax();
         }
-    } while (clock_now_ns() < end);
+    }
     return false;
 }
 

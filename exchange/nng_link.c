@@ -352,7 +352,7 @@ accept_peer(nng_link *nl)
             /* Say, out of descriptors: try again a little later. */
             const uint32_t bell = atomic_load(nl->config.send_bell);
             if (!stopping(nl))
-                futex_wait_change(nl->config.send_bell, bell, clock_now_ns() + ACCEPT_RETRY_NS);
+                futex_sleep_change(nl->config.send_bell, bell, clock_now_ns() + ACCEPT_RETRY_NS);
             continue;
         }
         nl->stream = nng_aio_get_output(nl->recv_aio, 0);

@@ -11,9 +11,9 @@
  *   for each worker: router_end_result(worker, mb)
  *
  * Links of different backends may be mixed.  The compute thread that calls post and wait never
- * allocates and makes no system call but futexes; with nng links an I/O thread of the link moves
- * the bytes. A backend for GPUs fits behind these calls: post takes a plan whose counts may live on
- * the device, wait is a stream wait, buffers are of fixed size.
+ * allocates and makes no system call but futexes and yields; with nng links an I/O thread of the
+ * link moves the bytes. A backend for GPUs fits behind these calls: post takes a plan whose counts
+ * may live on the device, wait is a stream wait, buffers are of fixed size.
  *
  * When a worker is lost, wait() names it; settle() then waits for the others, so that no dispatch
  * is in flight, and the layer may be posted anew, to those that are left, with attempt + 1.

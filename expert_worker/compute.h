@@ -1,7 +1,8 @@
 /* compute: the thread that serves dispatches: take, feed-forward, reply.
  *
  * It groups whatever is queued for one layer and never waits for more.  It allocates nothing and
- * makes no system call but futexes.  Experts that come and go in the store never make it wait.
+ * makes no system call but futexes and yields.  Experts that come and go in the store never make it
+ * wait.
  *
  * Threads: load and stop from the control thread, one at a time; the rest from any.
  */

@@ -6,6 +6,8 @@
 
 /* One item's tiles: 64 features, so that a later fused quantization has whole groups. */
 #define PAIRS_PER_ITEM (GROUP_K / TILE_N)
+/* Of a phase: the more, the less a thread waits for the others at its end. */
+#define ITEMS_PER_THREAD 16
 /* Below this many multiply-adds a phase is not worth waking other threads for. */
 #define PARALLEL_MIN 500000u
 
@@ -230,14 +232,16 @@ reduce_view(ffn *f, const dispatch_view *view, uint32_t first_row)
     }
 }
 
-/* Tile ranges per expert: enough items for all threads, none thinner than PAIRS_PER_ITEM tiles. */
+/* Tile ranges per expert: enough items for all threads to end together, few enough that rows are
+ * staged for many tiles at once (gemm_blocks.h), none thinner than PAIRS_PER_ITEM tiles. */
 static uint32_t
 choose_chunks(const ffn *f, uint32_t tiles)
 {
     const uint64_t work = (uint64_t)f->row_count * f->layout.hidden * f->width;
-    if (work < PARALLEL_MIN || pool_size(f->pool) == 1) return 1;
+    const uint32_t threads = pool_size(f->pool);
+    if (work < PARALLEL_MIN || threads == 1) return 1;
     const uint32_t most = (tiles + PAIRS_PER_ITEM - 1) / PAIRS_PER_ITEM;
-    const uint32_t want = 4 * pool_size(f->pool);
+    const uint32_t want = (ITEMS_PER_THREAD * threads + f->span_count - 1) / f->span_count;
     return most < want ? most : want;
 }
 

@@ -382,7 +382,7 @@ presence_main(void *arg)
             }
         }
         if (!atomic_load(&s->stopping))
-            futex_wait_change(&s->stop_bell, 0, clock_now_ns() + s->heartbeat_ms * NS_PER_MS);
+            futex_sleep_change(&s->stop_bell, 0, clock_now_ns() + s->heartbeat_ms * NS_PER_MS);
     }
     return NULL;
 }
@@ -399,7 +399,7 @@ worker_service_run(worker_service *s, errbuf *eb)
         while (take_job(s, &j)) {
             run_job(s, &j);
         }
-        if (!atomic_load(&s->stopping)) futex_wait_change(&s->bell, seen, 0);
+        if (!atomic_load(&s->stopping)) futex_sleep_change(&s->bell, seen, 0);
     }
     pthread_join(presence, NULL);
     job left;

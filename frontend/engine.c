@@ -650,7 +650,7 @@ idle(engine *e, uint32_t seen, bool just_lost)
     const bool ready = atomic_load(&e->ready);
     if ((ready && !was_ready) || atomic_load(&e->stopping)) return;
     const uint64_t wait_ms = ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS;
-    futex_wait_change(&e->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
+    futex_sleep_change(&e->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
 }
 
 static void *

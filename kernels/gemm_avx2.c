@@ -9,22 +9,25 @@
 /* Of 16 registers 12 hold sums: a row of a tile takes two. */
 #define SUMS_MAX 12
 #define FLOAT_CHUNK_K 128
+#define FLOAT_STRIDE (FLOAT_CHUNK_K * sizeof(float) + 64)
 #define WIDE_CHUNK_K 192
+#define WIDE_STRIDE 448
 #define CHUNK_K 256
+#define BYTE_STRIDE 320
 
 /* Register (r * tiles + t) * 2 and the next hold row r, tile t. */
 KERNEL_INLINE void
 sums_load(gemm_chunk c, __m256 *s, int rows, int tiles)
 {
     EACH_ROW(r, UNROLL for (int t = 0; t < 2 * tiles; t++) s[r * 2 * tiles + t] =
-                    _mm256_load_ps(c.acc + r * ACC_STRIDE + 8 * t);)
+                    _mm256_load_ps(c.acc + t / 2 * ACC_TILE + r * TILE_N + t % 2 * 8);)
 }
 
 KERNEL_INLINE void
 sums_store(gemm_chunk c, const __m256 *s, int rows, int tiles)
 {
-    EACH_ROW(r, UNROLL for (int t = 0; t < 2 * tiles; t++)
-                    _mm256_store_ps(c.acc + r * ACC_STRIDE + 8 * t, s[r * 2 * tiles + t]);)
+    EACH_ROW(r, UNROLL for (int t = 0; t < 2 * tiles; t++) _mm256_store_ps(
+                    c.acc + t / 2 * ACC_TILE + r * TILE_N + t % 2 * 8, s[r * 2 * tiles + t]);)
 }
 
 static void
@@ -37,7 +40,7 @@ stage_float(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *sta
 KERNEL_INLINE const float *
 float_row(gemm_chunk c, int r)
 {
-    return (const float *)(const void *)(c.a + r * STAGE_STRIDE);
+    return (const float *)(const void *)(c.a + r * FLOAT_STRIDE);
 }
 
 KERNEL_INLINE void
@@ -89,6 +92,7 @@ bf16_pass(gemm_chunk c, int rows, int tiles)
 typedef struct wide_row {
     int16_t q[WIDE_CHUNK_K];
     float scale[WIDE_CHUNK_K / GROUP_K];
+    int32_t start[WIDE_CHUNK_K / GROUP_K]; /* -128 * sum(q) */
 } wide_row;
 
 /* The same for int4 weights. */
@@ -98,7 +102,8 @@ typedef struct byte_row {
     int32_t start[CHUNK_K / GROUP_INT4]; /* -8 * sum(q) */
 } byte_row;
 
-static_assert(sizeof(wide_row) <= STAGE_STRIDE && sizeof(byte_row) <= STAGE_STRIDE, "a row fits");
+static_assert(sizeof(wide_row) <= WIDE_STRIDE && sizeof(byte_row) <= BYTE_STRIDE, "a row fits");
+static_assert(FLOAT_STRIDE <= STAGE_STRIDE_MAX, "the largest of them");
 
 static void
 stage_wide(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *staged)
@@ -111,6 +116,9 @@ stage_wide(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *stag
         _mm256_store_si256((__m256i *)(void *)(s->q + i), wide);
     }
     memcpy(s->scale, act_scales(row, k64) + k / GROUP_K, count / GROUP_K * sizeof(float));
+    const int16_t *sums = act_sums(row, k64) + k / GROUP_INT4;
+    for (uint32_t g = 0; g < count / GROUP_K; g++)
+        s->start[g] = -128 * (sums[2 * g] + sums[2 * g + 1]);
 }
 
 static void
@@ -127,13 +135,13 @@ stage_bytes(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *sta
 KERNEL_INLINE const wide_row *
 wide_at(gemm_chunk c, int r)
 {
-    return (const wide_row *)(const void *)(c.a + r * STAGE_STRIDE);
+    return (const wide_row *)(const void *)(c.a + r * WIDE_STRIDE);
 }
 
 KERNEL_INLINE const byte_row *
 row_at(gemm_chunk c, int r)
 {
-    return (const byte_row *)(const void *)(c.a + r * STAGE_STRIDE);
+    return (const byte_row *)(const void *)(c.a + r * BYTE_STRIDE);
 }
 
 KERNEL_INLINE __m256i
@@ -172,19 +180,20 @@ dot2(__m256i sum, __m256i w, __m256i a)
 KERNEL_INLINE void
 int8_pass(gemm_chunk c, int rows, int tiles)
 {
+    const __m256i low = _mm256_set1_epi16(0xff);
     const char *w = c.w, *next = c.next;
     for (uint32_t g = 0; g < c.count / GROUP_K; g++) {
         KEEP_IN_MEMORY;
         __m256i s[SUMS_MAX];
-        EACH_ROW(r, EACH_TILE(t, s[(r * tiles + t) * 2] = s[(r * tiles + t) * 2 + 1] =
-                                     _mm256_setzero_si256();))
+        EACH_ROW(r, const __m256i start = _mm256_set1_epi32(wide_at(c, r)->start[g]);
+                 EACH_TILE(t, s[(r * tiles + t) * 2] = s[(r * tiles + t) * 2 + 1] = start;))
         for (uint32_t step = 0; step < GROUP_K / 4; step++, w += 64, next += c.next_step) {
             EACH_TILE(t, const __m256i *v = (const __m256i *)(const void *)(w + t * c.tile_bytes);
                       const __m256i v0 = _mm256_load_si256(v), v1 = _mm256_load_si256(v + 1);
-                      const __m256i even0 = _mm256_srai_epi16(_mm256_slli_epi16(v0, 8), 8);
-                      const __m256i even1 = _mm256_srai_epi16(_mm256_slli_epi16(v1, 8), 8);
-                      const __m256i odd0 = _mm256_srai_epi16(v0, 8),
-                      odd1 = _mm256_srai_epi16(v1, 8);
+                      const __m256i even0 = _mm256_and_si256(v0, low);
+                      const __m256i even1 = _mm256_and_si256(v1, low);
+                      const __m256i odd0 = _mm256_srli_epi16(v0, 8),
+                      odd1 = _mm256_srli_epi16(v1, 8);
                       EACH_ROW(r, const int16_t *q = wide_at(c, r)->q + g * GROUP_K + step * 4;
                                const __m256i a_even = broadcast4(q), a_odd = broadcast4(q + 2);
                                __m256i *p = s + (r * tiles + t) * 2;
@@ -196,7 +205,7 @@ int8_pass(gemm_chunk c, int rows, int tiles)
                   const __m256 scale0 = _mm256_load_ps(w_scale),
                   scale1 = _mm256_load_ps(w_scale + 8);
                   EACH_ROW(r, const __m256i *p = s + (r * tiles + t) * 2;
-                           group_finish(c.acc + r * ACC_STRIDE + t * TILE_N, p[0], p[1],
+                           group_finish(c.acc + t * ACC_TILE + r * TILE_N, p[0], p[1],
                                         wide_at(c, r)->scale + g, scale0, scale1);))
         prefetch_tiles(c, next, tiles);
         w += 64, next += c.next_step;
@@ -238,7 +247,7 @@ int4_group(gemm_chunk c, const char *w, const char *scales, uint32_t g, float *a
     const __m256 scale0 = half_widen_8(half), scale1 = half_widen_8(half + 8);
     EACH_ROW(r, const byte_row *row = row_at(c, r);
              const __m256i start = _mm256_set1_epi32(row->start[g]); group_finish(
-                 acc + r * ACC_STRIDE, _mm256_add_epi32(_mm256_madd_epi16(s[2 * r], ones), start),
+                 acc + r * TILE_N, _mm256_add_epi32(_mm256_madd_epi16(s[2 * r], ones), start),
                  _mm256_add_epi32(_mm256_madd_epi16(s[2 * r + 1], ones), start), row->scale + g / 2,
                  scale0, scale1);)
 }
@@ -249,7 +258,7 @@ int4_pass(gemm_chunk c, int rows, int tiles)
     const size_t block = 576;
     const char *w = c.w, *next = c.next;
     for (uint32_t g = 0; g < c.count / GROUP_K; g++, w += block) {
-        EACH_TILE(t, const char *wt = w + t * c.tile_bytes; float *acc = c.acc + t * TILE_N;
+        EACH_TILE(t, const char *wt = w + t * c.tile_bytes; float *acc = c.acc + t * ACC_TILE;
                   int4_group(c, wt, wt + 512, 2 * g, acc, rows);
                   int4_group(c, wt + 256, wt + 512 + 32, 2 * g + 1, acc, rows);)
         for (int line = 0; line < 9; line++, next += c.next_step)
@@ -291,8 +300,8 @@ silu_store(const float *acc, uint32_t rows, uint32_t tiles, float *out, size_t o
 {
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t n = 0; n < tiles * TILE_N / 2; n += 8) {
-            const float *gate = acc + r * ACC_STRIDE + n / TILE_N * 2 * TILE_N + n % TILE_N;
-            const __m256 up = _mm256_load_ps(gate + TILE_N);
+            const float *gate = acc + n / TILE_N * 2 * ACC_TILE + r * TILE_N + n % TILE_N;
+            const __m256 up = _mm256_load_ps(gate + ACC_TILE);
             const __m256 y = _mm256_mul_ps(silu_8(_mm256_load_ps(gate)), up);
             _mm256_storeu_ps(out + r * out_stride + n, y);
         }
@@ -302,6 +311,7 @@ silu_store(const float *acc, uint32_t rows, uint32_t tiles, float *out, size_t o
 static const gemm_kernel f32_kernel = {
     .dtype = DTYPE_F32,
     .chunk_k = FLOAT_CHUNK_K,
+    .stage_stride = FLOAT_STRIDE,
     .rows_max = {0, 6, 3, 0, 1},
     .tiles_many = 1,
     .stage = stage_float,
@@ -312,6 +322,7 @@ static const gemm_kernel f32_kernel = {
 static const gemm_kernel bf16_kernel = {
     .dtype = DTYPE_BF16,
     .chunk_k = FLOAT_CHUNK_K,
+    .stage_stride = FLOAT_STRIDE,
     .rows_max = {0, 5, 3, 0, 1}, /* six rows' sums leave no register for widened weights */
     .tiles_many = 1,
     .stage = stage_float,
@@ -322,6 +333,7 @@ static const gemm_kernel bf16_kernel = {
 static const gemm_kernel int8_kernel = {
     .dtype = DTYPE_INT8,
     .chunk_k = WIDE_CHUNK_K,
+    .stage_stride = WIDE_STRIDE,
     .rows_max = {0, 4, 2, 0, 1},
     .tiles_many = 1,
     .stage = stage_wide,
@@ -332,6 +344,7 @@ static const gemm_kernel int8_kernel = {
 static const gemm_kernel int4_kernel = {
     .dtype = DTYPE_INT4,
     .chunk_k = CHUNK_K,
+    .stage_stride = BYTE_STRIDE,
     .rows_max = {0, 4, 2, 0, 1},
     .tiles_many = 1,
     .stage = stage_bytes,

@@ -7,7 +7,9 @@
 
 #define CHUNK_K 128
 
-static_assert(CHUNK_K * sizeof(float) <= STAGE_STRIDE, "a row fits");
+#define STAGE_STRIDE (CHUNK_K * sizeof(float) + 64)
+
+static_assert(STAGE_STRIDE <= STAGE_STRIDE_MAX, "a row fits");
 
 static void
 stage_float(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *staged)
@@ -67,6 +69,7 @@ DEFINE_PASS_AVX512(pass_bf16, bf16_pass)
 static const gemm_kernel f32_kernel = {
     .dtype = DTYPE_F32,
     .chunk_k = CHUNK_K,
+    .stage_stride = STAGE_STRIDE,
     .rows_max = ROWS_MAX_AVX512,
     .tiles_many = TILES_MANY_AVX512,
     .stage = stage_float,
@@ -77,6 +80,7 @@ static const gemm_kernel f32_kernel = {
 static const gemm_kernel bf16_kernel = {
     .dtype = DTYPE_BF16,
     .chunk_k = CHUNK_K,
+    .stage_stride = STAGE_STRIDE,
     .rows_max = ROWS_MAX_AVX512,
     .tiles_many = TILES_MANY_AVX512,
     .stage = stage_float,

@@ -51,15 +51,13 @@
 KERNEL_INLINE void
 sums_load(gemm_chunk c, __m512 *s, int rows, int tiles)
 {
-    EACH_ROW(r,
-             EACH_TILE(t, s[r * tiles + t] = _mm512_load_ps(c.acc + r * ACC_STRIDE + t * TILE_N);))
+    EACH_ROW(r, EACH_TILE(t, s[r * tiles + t] = _mm512_load_ps(c.acc + t * ACC_TILE + r * TILE_N);))
 }
 
 KERNEL_INLINE void
 sums_store(gemm_chunk c, const __m512 *s, int rows, int tiles)
 {
-    EACH_ROW(r,
-             EACH_TILE(t, _mm512_store_ps(c.acc + r * ACC_STRIDE + t * TILE_N, s[r * tiles + t]);))
+    EACH_ROW(r, EACH_TILE(t, _mm512_store_ps(c.acc + t * ACC_TILE + r * TILE_N, s[r * tiles + t]);))
 }
 
 static inline void
@@ -67,9 +65,9 @@ silu_store_avx512(const float *acc, uint32_t rows, uint32_t tiles, float *out, s
 {
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t t = 0; t < tiles; t += 2) {
-            const float *gate = acc + (size_t)r * ACC_STRIDE + t * TILE_N;
+            const float *gate = acc + t * ACC_TILE + r * TILE_N;
             const __m512 y =
-                _mm512_mul_ps(silu_16(_mm512_load_ps(gate)), _mm512_load_ps(gate + TILE_N));
+                _mm512_mul_ps(silu_16(_mm512_load_ps(gate)), _mm512_load_ps(gate + ACC_TILE));
             _mm512_storeu_ps(out + r * out_stride + t / 2 * TILE_N, y);
         }
     }

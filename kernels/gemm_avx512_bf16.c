@@ -5,7 +5,9 @@
 
 #define CHUNK_K 256
 
-static_assert(CHUNK_K * 2 <= STAGE_STRIDE, "a row fits");
+#define STAGE_STRIDE (CHUNK_K * 2 + 64)
+
+static_assert(STAGE_STRIDE <= STAGE_STRIDE_MAX, "a row fits");
 
 static void
 stage_bf16(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *staged)
@@ -53,6 +55,7 @@ DEFINE_PASS_AVX512(pass_bf16, bf16_pass)
 static const gemm_kernel kernel = {
     .dtype = DTYPE_BF16,
     .chunk_k = CHUNK_K,
+    .stage_stride = STAGE_STRIDE,
     .rows_max = ROWS_MAX_AVX512,
     .tiles_many = TILES_MANY_AVX512,
     .stage = stage_bf16,

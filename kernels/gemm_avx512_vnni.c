@@ -1,7 +1,7 @@
 /* gemm_avx512_vnni: int8 and int4 products with vpdpbusd, 64 multiply-adds an instruction.
  *
  * It multiplies unsigned by signed bytes.  The unsigned side is the weights, lifted by an offset
- * (int8: 128, by flipping the top bit; int4: 8, as packed): sum(a (q + offset)) - offset * sum(a)
+ * (int8: 128, int4: 8; so they are packed): sum(a (q + offset)) - offset * sum(a)
  * is the group's exact sum.  So each sum starts at -offset * sum(a), which staging takes from the
  * activation row.
  */
@@ -21,7 +21,9 @@ typedef struct staged_row {
     int32_t start[CHUNK_K / GROUP_INT4]; /* -offset * sum(a); a group of 64 uses half of them */
 } staged_row;
 
-static_assert(sizeof(staged_row) <= STAGE_STRIDE, "a row fits");
+#define STAGE_STRIDE 320
+
+static_assert(sizeof(staged_row) <= STAGE_STRIDE && STAGE_STRIDE <= STAGE_STRIDE_MAX, "a row fits");
 
 static void
 stage_int8(const char *row, uint32_t k64, uint32_t k, uint32_t count, char *staged)
@@ -84,7 +86,7 @@ KERNEL_INLINE void
 sums_finish(gemm_chunk c, const __m512i *s, uint32_t g, const __m512 *w_scale, int rows, int tiles)
 {
     EACH_ROW(r, const __m512 a_scale = _mm512_set1_ps(row_at(c, r)->scale[g]);
-             EACH_TILE(t, float *acc = c.acc + r * ACC_STRIDE + t * TILE_N;
+             EACH_TILE(t, float *acc = c.acc + t * ACC_TILE + r * TILE_N;
                        const __m512 v = _mm512_cvtepi32_ps(s[r * tiles + t]);
                        const __m512 scale = _mm512_mul_ps(a_scale, w_scale[t]);
                        _mm512_store_ps(acc, _mm512_fmadd_ps(v, scale, _mm512_load_ps(acc)));))
@@ -93,7 +95,6 @@ sums_finish(gemm_chunk c, const __m512i *s, uint32_t g, const __m512 *w_scale, i
 KERNEL_INLINE void
 int8_pass(gemm_chunk c, int rows, int tiles)
 {
-    const __m512i flip = _mm512_set1_epi8(-128);
     const char *w = c.w, *next = c.next;
     for (uint32_t g = 0; g < c.count / GROUP_K; g++) {
         KEEP_IN_MEMORY;
@@ -101,7 +102,7 @@ int8_pass(gemm_chunk c, int rows, int tiles)
         sums_start(c, s, g, rows, tiles);
         for (uint32_t step = 0; step < GROUP_K / 4; step++, w += 64, next += c.next_step) {
             __m512i u[4];
-            EACH_TILE(t, u[t] = _mm512_xor_si512(_mm512_load_si512(w + t * c.tile_bytes), flip);)
+            EACH_TILE(t, u[t] = _mm512_load_si512(w + t * c.tile_bytes);)
             prefetch_tiles(c, next, tiles);
             EACH_ROW(r, const __m512i x = broadcast4(row_at(c, r)->q + g * GROUP_K + step * 4);
                      EACH_TILE(t, s[r * tiles + t] = dot4(s[r * tiles + t], u[t], x);))
@@ -153,6 +154,7 @@ DEFINE_PASS_AVX512(pass_int4, int4_pass)
 static const gemm_kernel int8_kernel = {
     .dtype = DTYPE_INT8,
     .chunk_k = CHUNK_K,
+    .stage_stride = STAGE_STRIDE,
     .rows_max = ROWS_MAX_AVX512,
     .tiles_many = TILES_MANY_AVX512,
     .stage = stage_int8,
@@ -163,6 +165,7 @@ static const gemm_kernel int8_kernel = {
 static const gemm_kernel int4_kernel = {
     .dtype = DTYPE_INT4,
     .chunk_k = CHUNK_K,
+    .stage_stride = STAGE_STRIDE,
     .rows_max = ROWS_MAX_AVX512,
     .tiles_many = TILES_MANY_AVX512,
     .stage = stage_int4,

@@ -7,6 +7,9 @@
  * delivers during its own latency. */
 #define AHEAD_BYTES 8192
 
+/* Staged rows; what has more is staged anew for each bundle. */
+#define STAGED_BYTES (256u << 10)
+
 /* One block of rows against one bundle of tiles. */
 typedef struct block {
     const gemm_kernel *kernel;
@@ -17,9 +20,12 @@ typedef struct block {
     const char *w_end;
     uint32_t tiles;
     size_t tile_bytes;
-    _Alignas(64) float acc[BLOCK_ROWS * ACC_STRIDE];
-    _Alignas(64) char staged[BLOCK_ROWS * STAGE_STRIDE];
+    _Alignas(64) float acc[BUNDLE_TILES * ACC_TILE];
+    bool all_staged; /* every chunk, one behind the other; else the one at hand */
+    _Alignas(64) char staged[STAGED_BYTES];
 } block;
+
+static_assert(BLOCK_ROWS *STAGE_STRIDE_MAX <= STAGED_BYTES, "one chunk of a block");
 
 static uint32_t
 min_u32(uint32_t a, uint32_t b)
@@ -50,17 +56,43 @@ run_passes(const block *b, gemm_chunk c, uint32_t tiles)
         const uint32_t rows = (left + pass - 1) / pass;
         b->kernel->pass(&c, rows, tiles);
         c.next += bytes / passes;
-        c.a += (size_t)rows * STAGE_STRIDE;
-        c.acc += (size_t)rows * ACC_STRIDE;
+        c.a += (size_t)rows * b->kernel->stage_stride;
+        c.acc += (size_t)rows * TILE_N;
         left -= rows;
     }
 }
 
 static void
-stage_rows(block *b, uint32_t k, uint32_t count)
+stage_rows(const block *b, uint32_t k, uint32_t count, char *staged)
 {
     for (uint32_t r = 0; r < b->rows; r++)
-        b->kernel->stage(b->a[r], b->k64, k, count, b->staged + (size_t)r * STAGE_STRIDE);
+        b->kernel->stage(b->a[r], b->k64, k, count, staged + (size_t)r * b->kernel->stage_stride);
+}
+
+static char *
+staged_chunk(block *b, uint32_t k)
+{
+    return b->staged + (size_t)(k / b->kernel->chunk_k) * b->rows * b->kernel->stage_stride;
+}
+
+/* Once for all bundles, if there is room. */
+static void
+stage_block(block *b)
+{
+    const uint32_t step = b->kernel->chunk_k;
+    const size_t chunks = (b->k64 + step - 1) / step;
+    b->all_staged = chunks * b->rows * b->kernel->stage_stride <= sizeof b->staged;
+    for (uint32_t k = 0; b->all_staged && k < b->k64; k += step)
+        stage_rows(b, k, min_u32(step, b->k64 - k), staged_chunk(b, k));
+}
+
+/* The rows' chunk that begins at k. */
+static const char *
+chunk_rows(block *b, uint32_t k, uint32_t count)
+{
+    if (b->all_staged) return staged_chunk(b, k);
+    stage_rows(b, k, count, b->staged);
+    return b->staged;
 }
 
 static size_t
@@ -77,7 +109,7 @@ run_many(block *b)
     const uint32_t step = b->kernel->chunk_k;
     for (uint32_t k = 0, count; k < b->k64; k += count) {
         count = min_u32(step, b->k64 - k);
-        stage_rows(b, k, count);
+        const char *rows = chunk_rows(b, k, count);
         for (uint32_t t = 0, tiles; t < b->tiles; t += tiles) {
             tiles = tiles_beside(b->kernel, b->rows, b->tiles - t);
             const char *w = b->w + t * b->tile_bytes + offset_of(b, k);
@@ -89,25 +121,26 @@ run_many(block *b)
                                   .tile_bytes = b->tile_bytes,
                                   .count = count,
                                   .next = next < b->w_end ? next : w,
-                                  .a = b->staged,
-                                  .acc = b->acc + t * TILE_N};
+                                  .a = rows,
+                                  .acc = b->acc + t * ACC_TILE};
             run_passes(b, c, tiles);
         }
     }
 }
 
-/* Few rows: one pass over the bundle's tiles from end to end, always AHEAD_BYTES before it;
- * the last of them are followed by the next bundle's first. */
+/* Few rows: one pass over the bundle's tiles from end to end, always some chunks before it; the
+ * last of them are followed by the next bundle's first. */
 static void
 run_once(block *b)
 {
-    const size_t ahead = AHEAD_BYTES / b->tiles / 64 * 64;
-    const size_t group_bytes = tile_bytes(b->kernel->dtype, GROUP_K);
-    const uint32_t tail_k = (uint32_t)((ahead + group_bytes - 1) / group_bytes) * GROUP_K;
-    const uint32_t turn = b->k64 > tail_k ? b->k64 - tail_k : 0;
+    const uint32_t step = b->kernel->chunk_k;
+    const size_t chunk_bytes = offset_of(b, step) * b->tiles;
+    const uint32_t tail_k = (uint32_t)((AHEAD_BYTES + chunk_bytes - 1) / chunk_bytes) * step;
+    const size_t ahead = offset_of(b, tail_k);
+    const uint32_t turn = b->k64 > tail_k ? (b->k64 - tail_k + step - 1) / step * step : 0;
     for (uint32_t k = 0, count; k < b->k64; k += count) {
-        count = min_u32(b->kernel->chunk_k, (k < turn ? turn : b->k64) - k);
-        stage_rows(b, k, count);
+        count = min_u32(step, b->k64 - k);
+        const char *rows = chunk_rows(b, k, count);
         const char *w = b->w + offset_of(b, k);
         const char *next = k < turn
                                ? w + ahead
@@ -117,7 +150,7 @@ run_once(block *b)
                         .count = count,
                         .next = next < b->w_end ? next : w,
                         .next_step = 64,
-                        .a = b->staged,
+                        .a = rows,
                         .acc = b->acc};
         b->kernel->pass(&c, b->rows, b->tiles);
     }
@@ -126,8 +159,8 @@ run_once(block *b)
 static void
 run_bundle(block *b)
 {
-    for (uint32_t r = 0; r < b->rows; r++)
-        memset(b->acc + (size_t)r * ACC_STRIDE, 0, b->tiles * TILE_N * sizeof(float));
+    for (uint32_t t = 0; t < b->tiles; t++)
+        memset(b->acc + t * ACC_TILE, 0, b->rows * TILE_N * sizeof(float));
     if (b->rows <= b->kernel->rows_max[b->tiles <= 4 ? b->tiles : 0])
         run_once(b);
     else
@@ -137,9 +170,11 @@ run_bundle(block *b)
 static void
 store_plain(const block *b, float *out, size_t out_stride)
 {
-    for (uint32_t r = 0; r < b->rows; r++)
-        memcpy(out + r * out_stride, b->acc + (size_t)r * ACC_STRIDE,
-               b->tiles * TILE_N * sizeof *out);
+    for (uint32_t r = 0; r < b->rows; r++) {
+        for (uint32_t t = 0; t < b->tiles; t++)
+            memcpy(out + r * out_stride + t * TILE_N, b->acc + t * ACC_TILE + r * TILE_N,
+                   TILE_N * sizeof *out);
+    }
 }
 
 static void
@@ -150,6 +185,7 @@ run_block(block *b, const gemm_args *args, float *out, bool silu)
      * more tiles. */
     const bool once = b->rows <= b->kernel->rows_max[beside];
     const uint32_t bundle = !once ? BUNDLE_TILES : beside < 2 ? 2 : beside;
+    stage_block(b);
     const char *w = args->w;
     b->w_end = w + args->tile_end * b->tile_bytes;
     for (uint32_t t = args->tile_begin; t < args->tile_end; t += bundle) {

@@ -7,11 +7,11 @@
  *   chunk   a stretch of K
  *   pass    a few rows and 1, 2 or 4 tiles whose sums fit the registers: the inner kernel
  *
- * Of each block and bundle, chunk after chunk: the rows' chunk is staged (copied or converted to
- * what the inner kernel wants, at a fixed stride), then each few tiles of the bundle are read by
- * pass after pass.  So weights come from DRAM once a block, and from the L1 cache for all passes
- * but the first.  Every pass also prefetches its share of the weights that come next: memory is
- * read at an even pace while arithmetic goes on.
+ * A block's rows are staged first (copied or converted to what the inner kernel wants, at a fixed
+ * stride), or, if they are too many, chunk after chunk for each bundle.  Of each bundle, chunk
+ * after chunk, each few tiles are read by pass after pass.  So weights come from DRAM once a block,
+ * and from the L1 cache for all passes but the first.  Every pass also prefetches its share of the
+ * weights that come next: memory is read at an even pace while arithmetic goes on.
  *
  * Threads: gemm_blocks() is pure.
  */
@@ -20,10 +20,10 @@
 
 #include "kernels/gemm.h"
 
-#define BLOCK_ROWS 144
-#define BUNDLE_TILES 8
-#define ACC_STRIDE (BUNDLE_TILES * TILE_N) /* floats between rows of sums */
-#define STAGE_STRIDE 512                   /* bytes between staged rows */
+#define BLOCK_ROWS 112
+#define BUNDLE_TILES 32
+#define ACC_TILE (BLOCK_ROWS * TILE_N) /* floats between tiles of sums; rows lie side by side */
+#define STAGE_STRIDE_MAX 576           /* bytes between staged rows */
 
 /* What an inner kernel works on. */
 typedef struct gemm_chunk {
@@ -34,12 +34,15 @@ typedef struct gemm_chunk {
     uint32_t next_step; /* move on by so many bytes for each 64 bytes of a tile.  May lie beyond
                            the weights. */
     const char *a;      /* staged rows */
-    float *acc;         /* row r, tile t at acc + r * ACC_STRIDE + t * TILE_N; read and written */
+    float *acc;         /* row r, tile t at acc + t * ACC_TILE + r * TILE_N; read and written */
 } gemm_chunk;
 
 typedef struct gemm_kernel {
     moe_dtype dtype;
-    uint32_t chunk_k;     /* a multiple of GROUP_K; a staged row of it fits STAGE_STRIDE */
+    uint32_t chunk_k; /* a multiple of GROUP_K; a staged row of it fits stage_stride */
+    /* Bytes between staged rows, at most STAGE_STRIDE_MAX; an odd number of cache lines spreads
+     * the rows of a pass over the sets of the L1 cache. */
+    uint32_t stage_stride;
     uint32_t rows_max[5]; /* [1], [2], [4]: most rows of a pass with that many tiles */
     uint32_t tiles_many;  /* tiles of a pass where the rows need several passes: 1 or 2 */
 

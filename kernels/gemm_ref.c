@@ -32,18 +32,19 @@ tile_bf16(const void *tile, const void *act, uint32_t k64, float out[TILE_N])
 }
 
 static int32_t
-dot_group(const int8_t *a, const int8_t *w, uint32_t n)
+dot_group(const int8_t *a, const uint8_t *w, uint32_t n)
 {
     int32_t sum = 0;
     for (uint32_t k = 0; k < GROUP_K; k++)
-        sum += a[k] * w[k / 4 * TILE_N * 4 + n * 4 + k % 4];
+        sum += a[k] * (w[k / 4 * TILE_N * 4 + n * 4 + k % 4] - 128);
     return sum;
 }
 
 static void
 tile_int8(const void *tile, const void *act, uint32_t k64, float out[TILE_N])
 {
-    const int8_t *w = tile, *a = act;
+    const uint8_t *w = tile;
+    const int8_t *a = act;
     const float *a_scale = act_scales(act, k64);
     for (uint32_t g = 0; g < k64 / GROUP_K; g++) {
         const float *w_scale = (const float *)(const void *)(w + GROUP_K * TILE_N);

@@ -11,9 +11,9 @@
  *
  *   f32   [K64][16] float
  *   bf16  [K64/2][16][2] bfloat16 (the upper half of a float); the layout of vdpbf16ps
- *   int8  [K64/64] blocks of { [16][16][4] int8, [16] float scale }: 16 steps of 4 along K, 16
- *         lanes, 4 along K; weight = q * scale of its feature and group of 64; q in -127..127
- *         (-128 never occurs, which keeps the pair sums of vpmaddubsw exact)
+ *   int8  [K64/64] blocks of { [16][16][4] bytes, [16] float scale }: 16 steps of 4 along K, 16
+ *         lanes, 4 along K; a byte is q + 128, q in -127..127; weight = q * scale of its feature
+ *         and group of 64
  *   int4  [K64/64] blocks of { [2][4][16][4] bytes, [2][16] half scale }: 2 groups of 32 along K, 4
  *         vectors of 16 lanes by 4 along K; in vector v of a group the lower nibble is k = 4 v + i,
  *         the upper one k = 16 + 4 v + i; a nibble is q + 8, q in -8..7; weight = q * scale of its

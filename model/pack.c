@@ -99,15 +99,15 @@ largest_magnitude(const float w[GROUP_K])
     return most >= 0x7f800000 ? INFINITY : float_from_bits((uint32_t)most);
 }
 
-/* q = nearest-even(w * inverse), |w * inverse| < 2^22.  Adding 1.5 * 2^23 leaves no fraction bits,
- * so the addition itself rounds, and the low byte of the sum is q: the same as rintf, but a form
- * that compilers turn into vector code for any CPU. */
+/* q + 128 of q = nearest-even(w * inverse), |w * inverse| < 2^22.  Adding 1.5 * 2^23 leaves no
+ * fraction bits, so the addition itself rounds, and the low byte of the sum is q: the same as
+ * rintf, but a form that compilers turn into vector code for any CPU. */
 static void
-quantize_row(int8_t q[GROUP_K], const float w[GROUP_K], float inverse)
+quantize_row(uint8_t bytes[GROUP_K], const float w[GROUP_K], float inverse)
 {
     for (int k = 0; k < GROUP_K; k++) {
         const float scaled = w[k] * inverse;
-        q[k] = (int8_t)(uint8_t)bits_from_float(scaled + 0x1.8p23f);
+        bytes[k] = (uint8_t)(bits_from_float(scaled + 0x1.8p23f) + 128u);
     }
 }
 
@@ -115,7 +115,7 @@ static moe_err
 pack_block_int8(unsigned char *dst, const weight_block *block)
 {
     float scales[TILE_N];
-    int8_t q[GROUP_K], out[GROUP_K / 4][TILE_N][4];
+    uint8_t q[GROUP_K], out[GROUP_K / 4][TILE_N][4];
     for (int n = 0; n < TILE_N; n++) {
         const float most = largest_magnitude(block->w[n]);
         if (most == INFINITY) return MOE_EINVAL;

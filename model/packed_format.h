@@ -50,7 +50,7 @@
 /* Raise it when packing writes other bytes than before for the same weights and sizes: a changed
  * tile layout, scale or rounding in pack.c, another order in router/weights.c.  Files of the old
  * kind are then left alone. */
-#define PACKED_PACK_VERSION 1u
+#define PACKED_PACK_VERSION 2u
 #define PACKED_HEADER_BYTES 4096u
 #define PACKED_HEADER_FIELDS_BYTES 112u
 #define PACKED_ENTRY_BYTES 16u

@@ -254,7 +254,7 @@ call_and_wait(rpc_client *c, unsigned method, const ProtobufCMessage *request, s
         slot->done = on_sync_done;
         slot->arg = w;
         start(slot, method, request, len);
-        futex_wait_change(&w->done, 0, 0);
+        futex_sleep_change(&w->done, 0, 0);
     }
     pthread_mutex_lock(&c->mutex);
     c->waiting--;

@@ -60,7 +60,7 @@ rpc_pending_done(const rpc_pending *p)
 bool
 rpc_pending_wait(rpc_pending *p, uint64_t deadline_ns)
 {
-    return futex_wait_change(&p->done, 0, deadline_ns);
+    return futex_sleep_change(&p->done, 0, deadline_ns);
 }
 
 moe_err

@@ -411,7 +411,7 @@ balance_main(void *arg)
         const uint32_t seen = atomic_load(changes);
         look(b);
         if (!atomic_load(&b->stopping))
-            futex_wait_change(changes, seen, clock_now_ns() + TICK_MS * NS_PER_MS);
+            futex_sleep_change(changes, seen, clock_now_ns() + TICK_MS * NS_PER_MS);
     }
     return NULL;
 }

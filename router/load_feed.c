@@ -53,7 +53,7 @@ writer_main(void *arg)
     while (!atomic_load(&f->stopping)) {
         const uint32_t seen = atomic_load(&f->bell);
         write_queued(f);
-        if (!atomic_load(&f->stopping)) futex_wait_change(&f->bell, seen, 0);
+        if (!atomic_load(&f->stopping)) futex_sleep_change(&f->bell, seen, 0);
     }
     write_queued(f);
     return NULL;

@@ -136,7 +136,7 @@ membership_wait_for_step(membership *m)
         wait = m->in_step && m->steps == begun;
         pthread_mutex_unlock(&m->lock);
         if (!wait) break;
-        futex_wait_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
+        futex_sleep_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
         membership_check(m); /* the step may be waiting for one that has fallen silent */
     }
 }
@@ -217,7 +217,7 @@ membership_update(membership *m, uint32_t wait_ms)
     }
     clear_remains(m);
     if (!atomic_load(&m->stopping))
-        futex_wait_change(&m->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
+        futex_sleep_change(&m->bell, seen, clock_now_ns() + wait_ms * NS_PER_MS);
 }
 
 void

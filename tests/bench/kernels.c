@@ -244,7 +244,7 @@ bench_kernels(int argc, char **argv)
         {"ms", NULL, FLAG_INT, &o.ms, "20", 1, 10000, NULL, "ms", "length of one measurement"},
         {"rows-per-item", NULL, FLAG_INT, &o.rows_per_item, "256", 1, 65536, NULL, NULL,
          "rows of a product that one thread takes at a time"},
-        {"tiles-per-item", NULL, FLAG_INT, &o.tiles_per_item, "8", 1, 65536, NULL, NULL,
+        {"tiles-per-item", NULL, FLAG_INT, &o.tiles_per_item, "32", 1, 65536, NULL, NULL,
          "tiles of 16 output features that one thread takes at a time"},
     };
     flags f;

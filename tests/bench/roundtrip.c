@@ -16,7 +16,7 @@
 #include "exchange/router_end.h"
 #include "exchange/worker_end.h"
 
-#define SPIN_DEFAULT_NS 20000 /* common/futex.h */
+#define SPIN_DEFAULT_NS 1000000 /* common/futex.h */
 #define WAIT_NS (10 * NS_PER_S)
 
 /* ---- threads ---- */

@@ -24,13 +24,13 @@ tile_scales(char *tile, uint32_t group)
     return (float *)(void *)(tile + group * block + GROUP_K * TILE_N);
 }
 
-/* Where weight k of lane n of a tile lies, for int8. */
-static int8_t *
+/* Where weight k of lane n of a tile lies, for int8: q + 128. */
+static uint8_t *
 tile_byte(char *tile, uint32_t n, uint32_t k)
 {
     const size_t block = GROUP_K * TILE_N + TILE_N * sizeof(float);
     const uint32_t g = k % GROUP_K;
-    return (int8_t *)tile + k / GROUP_K * block + g / 4 * TILE_N * 4 + n * 4 + g % 4;
+    return (uint8_t *)tile + k / GROUP_K * block + g / 4 * TILE_N * 4 + n * 4 + g % 4;
 }
 
 /* int4: the half scale of lane n and group g of 32, and its nibble k. */
@@ -70,8 +70,8 @@ pack_weight(problem *p, uint32_t n, uint32_t k)
         set_nibble(tile, lane, k, q);
         *v = (float)q * half_to_float(*tile_half(tile, lane, k / 32));
     } else {
-        const int8_t q = (int8_t)lrintf(*v * 127.0f);
-        *tile_byte(tile, lane, k) = q;
+        const int q = (int)lrintf(*v * 127.0f);
+        *tile_byte(tile, lane, k) = (uint8_t)(q + 128);
         *v = (float)q * tile_scales(tile, k / GROUP_K)[lane];
     }
 }
@@ -308,7 +308,7 @@ Test(gemm, int8_products_of_the_largest_values_do_not_saturate)
             const int wq = sign & 1 ? -127 : 127, aq = sign & 2 ? -127 : 127;
             problem p = problem_create(DTYPE_INT8, 16, 128, 5, 1, 3);
             for (uint32_t i = 0; i < 16 * 128; i++)
-                *tile_byte(p.packed, i % 16, i / 16) = (int8_t)wq;
+                *tile_byte(p.packed, i % 16, i / 16) = (uint8_t)(wq + 128);
             float row[128];
             for (uint32_t i = 0; i < 128; i++)
                 row[i] = (float)aq; /* a scale of 1 */

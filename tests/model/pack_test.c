@@ -112,6 +112,12 @@ Test(pack, f32_and_bf16_by_hand)
     free(p);
 }
 
+static int
+int8_q(const uint8_t *byte)
+{
+    return *byte - 128;
+}
+
 Test(pack, int8_by_hand)
 {
     /* Feature 0 has scale 1, so its q are the weights rounded to even; feature 1 is all zero;
@@ -122,17 +128,16 @@ Test(pack, int8_by_hand)
     uint8_t *p = alloc_packed(packed_bytes(DTYPE_INT8, 3, 8));
     cr_assert_eq(packed_bytes(DTYPE_INT8, 3, 8), 1024 + 64);
     cr_assert_eq(pack_matrix(p, DTYPE_INT8, &t, 0, 3, 0, 8), MOE_OK);
-    const int8_t *q = (const int8_t *)p;
-    static const int8_t first[] = {127, -127, 0, 2}, second[] = {2, 0, -2, -64};
-    static const int8_t third[] = {0, 0, 0, -127}, fourth[] = {64, 0, 0, 0};
-    cr_expect_arr_eq(q, first, 4);
-    cr_expect_arr_eq(q + 64, second, 4);
-    cr_expect_arr_eq(q + 8, third, 4);
-    cr_expect_arr_eq(q + 64 + 8, fourth, 4);
+    static const int first[] = {127, -127, 0, 2}, second[] = {2, 0, -2, -64};
+    static const int third[] = {0, 0, 0, -127}, fourth[] = {64, 0, 0, 0};
     for (int i = 0; i < 4; i++) {
-        cr_expect_eq(q[4 + i], 0);
-        cr_expect_eq(q[128 + i], 0, "padding along K");
-        cr_expect_eq(q[12 + i], 0, "padding along N");
+        cr_expect_eq(int8_q(p + i), first[i]);
+        cr_expect_eq(int8_q(p + 64 + i), second[i]);
+        cr_expect_eq(int8_q(p + 8 + i), third[i]);
+        cr_expect_eq(int8_q(p + 64 + 8 + i), fourth[i]);
+        cr_expect_eq(int8_q(p + 4 + i), 0);
+        cr_expect_eq(int8_q(p + 128 + i), 0, "padding along K");
+        cr_expect_eq(int8_q(p + 12 + i), 0, "padding along N");
     }
     cr_expect_eq(at_f32(p + 1024, 0), 1);
     cr_expect_eq(at_f32(p + 1024, 1), 0);
@@ -233,8 +238,8 @@ expect_int8_block(const uint8_t *block, const tensor_view *t, uint32_t tile_row,
         cr_assert_eq(scale, most / 127, "scale of feature %u", tile_row + n);
         for (uint32_t k = 0; k < GROUP_K; k++) {
             const float w = oracle_weight(t, tile_row + n, row_end, col + k, col_end);
-            const int8_t q = (int8_t)block[k / 4 * 64 + n * 4 + k % 4];
-            cr_assert_eq(q, most == 0 ? 0 : (int8_t)rintf(w * inverse));
+            const int q = int8_q(block + k / 4 * 64 + n * 4 + k % 4);
+            cr_assert_eq(q, most == 0 ? 0 : (int)rintf(w * inverse));
             /* Half a step, and the roundings of the scale, its inverse and the product. */
             cr_assert_leq(fabs(w - (double)q * scale), 0.5 * scale * (1 + 0x1p-14));
         }
@@ -431,7 +436,7 @@ Test(pack, int8_refuses_what_is_not_finite_and_survives_extremes)
         cr_expect_eq(pack_matrix(p, DTYPE_INT8, &t, 0, 1, 0, 70), cases[i].err, "case %zu", i);
         if (!cases[i].err) {
             cr_expect_eq(at_f32(p + 1088 + 1024, 0), cases[i].scale, "case %zu", i);
-            cr_expect_eq((int8_t)p[1088 + 2], cases[i].q, "case %zu", i);
+            cr_expect_eq(int8_q(p + 1088 + 2), cases[i].q, "case %zu", i);
         }
         free(p);
     }
@@ -452,8 +457,8 @@ Test(pack, int8_never_leaves_its_range)
         const tensor_view t = view_f32(w, 1, GROUP_K);
         cr_assert_eq(pack_matrix(p, DTYPE_INT8, &t, 0, 1, 0, GROUP_K), MOE_OK);
         const uint32_t a = round % GROUP_K, b = (round + 1) % GROUP_K;
-        cr_assert_eq((int8_t)p[a / 4 * 64 + a % 4], 127);
-        cr_assert_eq((int8_t)p[b / 4 * 64 + b % 4], -127);
+        cr_assert_eq(int8_q(p + a / 4 * 64 + a % 4), 127);
+        cr_assert_eq(int8_q(p + b / 4 * 64 + b % 4), -127);
     }
     free(p);
 }
