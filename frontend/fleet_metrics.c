@@ -122,7 +122,7 @@ ask_main(void *arg)
             record(f, (const void *)response);
         rpc_response_free(response);
         if (!atomic_load(&f->stopping))
-            futex_wait_change(&f->bell, 0, clock_now_ns() + ASK_EVERY_MS * NS_PER_MS);
+            futex_sleep_change(&f->bell, 0, clock_now_ns() + ASK_EVERY_MS * NS_PER_MS);
     }
     return NULL;
 }
