@@ -11,6 +11,8 @@
 #include "common/log.h"
 #include "frontend/engine_metrics.h"
 #include "frontend/engine_start.h"
+#include "frontend/sequence.h"
+#include "frontend/step_message.h"
 #include "proto/rpc.h"
 
 #define STEP_TIMEOUT_MS (600u * 1000)
@@ -24,44 +26,17 @@
 /* Router's methods, in the order of conclave.proto. */
 enum { METHOD_HEALTH = 0, METHOD_STEP = 3 };
 
-/* One sequence, from submit to its last event. */
-typedef struct sequence {
-    seq_id id;
-    gen_sink *sink;
-    void *user;
-    gen_params params; /* own copy: the caller's may be gone once the sink has its last event, but
-                          the scheduler looks at them once more */
-    uint32_t prompt_len;
-    uint32_t
-        prompt_reported; /* prompt positions whose logprobs were handed out: next is this + 1 */
-    uint32_t cached_tokens;
-    bool started;
-    uint32_t stop_count;
-    uint32_t stop_ids[GEN_STOP_TOKENS_MAX +
-                      8]; /* what min_tokens forbids: stop tokens and end-of-sequence */
-} sequence;
-
-/* A StepRequest's parts, sized for max_num_seqs.  Needed until it is packed; of work, what was
- * asked for is compared with the answer. */
-typedef struct request_store {
-    Conclave__SeqWork *work;
-    Conclave__SeqWork **pointers;
-    Conclave__SeqInit *inits;
-    Conclave__Sampling *samplings;
-} request_store;
-
 /* A step the router was asked for. */
 typedef struct flight {
     step_plan plan;
-    uint64_t step;
     uint64_t start_ns;
     rpc_pending *call;
-    request_store request;
+    step_message message;
 } flight;
 
 struct engine {
     engine_config config;
-    uint32_t eos_ids[8];
+    uint32_t eos_ids[SEQUENCE_EOS_MAX];
     rpc_client *router;
     engine_metrics metrics;
     pthread_t thread;
@@ -90,127 +65,7 @@ struct engine {
     sequence **told; /* [max_num_seqs] scratch */
 };
 
-/* ---- events ---- */
-
-/* Hand out a sequence's last event and forget it. */
-static void
-end_sequence(sequence *q, finish_reason reason, const char *error)
-{
-    const gen_event event = {
-        .kind = GEN_FINISH, .finish = reason, .cached_tokens = q->cached_tokens, .error = error};
-    q->sink(q->user, &event);
-    free(q);
-}
-
-static void
-read_logprobs(const Conclave__TokenLogprobs *from, token_logprobs *to)
-{
-    size_t n = from->n_top_ids < from->n_top_logprobs ? from->n_top_ids : from->n_top_logprobs;
-    if (n > GEN_LOGPROBS_MAX) n = GEN_LOGPROBS_MAX;
-    *to = (token_logprobs){
-        .logprob = (float)from->logprob, .rank = from->rank, .top_count = (uint32_t)n};
-    for (size_t i = 0; i < n; i++) {
-        to->top_ids[i] = from->top_ids[i];
-        to->top_logprobs[i] = (float)from->top_logprobs[i];
-    }
-}
-
-static void
-tell_prompt_logprobs(sequence *q, const seq_work *w, const Conclave__SeqResult *result)
-{
-    for (size_t i = 0; i < result->n_prompt_logprobs; i++) {
-        const uint32_t position = w->start_pos + 1 + (uint32_t)i;
-        if (position >= q->prompt_len) return;
-        if (position <= q->prompt_reported) continue; /* computed again after a preemption */
-        token_logprobs logprobs;
-        read_logprobs(result->prompt_logprobs[i], &logprobs);
-        const gen_event event = {.kind = GEN_PROMPT_LOGPROBS,
-                                 .position = position,
-                                 .token = w->all_tokens[position],
-                                 .logprobs = &logprobs,
-                                 .cached_tokens = q->cached_tokens};
-        q->sink(q->user, &event);
-        q->prompt_reported = position;
-    }
-}
-
-/* Tell the sink what was sampled, and find out whether the sequence goes on. */
-static void
-tell_token(engine *e, sequence *q, const seq_work *w, const Conclave__SeqResult *result,
-           seq_outcome *outcome)
-{
-    token_logprobs logprobs;
-    gen_event event = {.kind = GEN_TOKEN,
-                       .position = w->start_pos + w->token_count,
-                       .token = result->token,
-                       .finish = scheduler_finish_with(e->scheduler, w, result->token),
-                       .cached_tokens = q->cached_tokens};
-    if (result->logprobs != NULL) {
-        read_logprobs(result->logprobs, &logprobs);
-        event.logprobs = &logprobs;
-    }
-    outcome->token = result->token;
-    outcome->stop = q->sink(q->user, &event);
-}
-
 /* ---- a step ---- */
-
-static void
-fill_sampling(Conclave__Sampling *out, sequence *q)
-{
-    const gen_params *p = &q->params;
-    conclave__sampling__init(out);
-    out->temperature = p->temperature;
-    out->top_p = p->top_p;
-    out->min_p = p->min_p;
-    out->top_k = p->top_k;
-    out->presence_penalty = p->presence_penalty;
-    out->frequency_penalty = p->frequency_penalty;
-    out->repetition_penalty = p->repetition_penalty;
-    out->min_tokens = p->min_tokens;
-    out->n_stop_token_ids = q->stop_count;
-    out->stop_token_ids = q->stop_ids;
-    out->n_bias_ids = out->n_bias_values = p->bias_count;
-    out->bias_ids = (uint32_t *)(uintptr_t)p->bias_ids;
-    out->bias_values = (double *)(uintptr_t)p->bias_values;
-    out->num_logprobs = p->num_logprobs;
-}
-
-static void
-fill_work(const request_store *r, uint32_t i, const seq_work *w)
-{
-    Conclave__SeqWork *out = &r->work[i];
-    sequence *q = w->user;
-    const uint32_t end = w->start_pos + w->token_count;
-    conclave__seq_work__init(out);
-    out->slot = w->slot;
-    out->start_pos = w->start_pos;
-    out->token_is_last_sampled = w->token_is_last_sampled;
-    out->n_tokens = w->token_is_last_sampled ? 0 : w->token_count;
-    out->tokens = (uint32_t *)(uintptr_t)w->tokens;
-    out->block_start = w->block_start;
-    out->n_blocks = w->block_count;
-    out->blocks = (uint32_t *)(uintptr_t)w->blocks;
-    out->sample = w->sample;
-    out->prompt_logprobs = q->params.prompt_logprobs && w->start_pos + 1 < q->prompt_len &&
-                           q->prompt_reported + 1 < q->prompt_len;
-    out->has_next_token = out->prompt_logprobs && end < q->prompt_len;
-    if (out->has_next_token) out->next_token = w->all_tokens[end];
-    if (!w->init) return;
-
-    Conclave__SeqInit *init = &r->inits[i];
-    conclave__seq_init__init(init);
-    init->seed = q->params.seed;
-    init->choice = q->params.choice;
-    init->prompt_len = w->prompt_len;
-    init->n_cached_tokens = w->start_pos;
-    init->cached_tokens = (uint32_t *)(uintptr_t)w->all_tokens;
-    init->sampling = &r->samplings[i];
-    fill_sampling(init->sampling, q);
-    out->init = init;
-    if (!q->started) q->cached_tokens = w->start_pos;
-    q->started = true;
-}
 
 /* Every running sequence goes back to waiting, and the next step is a first one: the router may or
  * may not have seen those that failed, and a first step is all it takes after either. */
@@ -257,7 +112,7 @@ end_planned(engine *e, const step_plan *plan, const char *why)
     }
     pthread_mutex_unlock(&e->lock);
     for (uint32_t i = 0; i < count; i++) {
-        if (e->told[i] != NULL) end_sequence(e->told[i], FINISH_ERROR, why);
+        if (e->told[i] != NULL) sequence_end(e->told[i], FINISH_ERROR, why);
     }
 }
 
@@ -273,44 +128,14 @@ lose_router(engine *e, const char *why)
     pthread_mutex_unlock(&e->lock);
 }
 
-static bool
-logprobs_fit(const engine *e, const Conclave__TokenLogprobs *l)
+/* Tell the sink what was sampled, and find out whether the sequence goes on. */
+static void
+tell_token(const engine *e, sequence *q, const seq_work *w, const Conclave__SeqResult *result,
+           seq_outcome *outcome)
 {
-    for (size_t i = 0; i < l->n_top_ids; i++) {
-        if (l->top_ids[i] >= e->config.vocab_size) return false;
-    }
-    return true;
-}
-
-/* Does a result hold what its work asked for?  Sinks count on it. */
-static bool
-result_fits(const engine *e, const seq_work *w, const Conclave__SeqWork *asked,
-            const Conclave__SeqResult *r)
-{
-    if (r->slot != w->slot) return false;
-    const size_t prompt_logprobs =
-        asked->prompt_logprobs ? asked->n_tokens - 1 + asked->has_next_token : 0;
-    if (r->n_prompt_logprobs != prompt_logprobs) return false;
-    for (size_t i = 0; i < r->n_prompt_logprobs; i++) {
-        if (!logprobs_fit(e, r->prompt_logprobs[i])) return false;
-    }
-    if (!w->sample) return true;
-    if (!r->sampled || r->token >= e->config.vocab_size) return false;
-    const sequence *q = w->user;
-    if (q->params.num_logprobs >= 0 && r->logprobs == NULL) return false;
-    return r->logprobs == NULL || logprobs_fit(e, r->logprobs);
-}
-
-static bool
-reply_fits(const engine *e, const flight *f, const Conclave__StepReply *reply)
-{
-    if (reply->step != f->step || reply->n_results != f->plan.count) return false;
-    for (uint32_t i = 0; i < f->plan.count; i++) {
-        const seq_work *w = &f->plan.work[i];
-        if (w->user != NULL && !result_fits(e, w, &f->request.work[i], reply->results[i]))
-            return false;
-    }
-    return true;
+    const finish_reason finish = scheduler_finish_with(e->scheduler, w, result->token);
+    outcome->token = result->token;
+    outcome->stop = sequence_tell_token(q, w, result, finish);
 }
 
 static void
@@ -322,7 +147,7 @@ finish_step(engine *e, const step_plan *plan, const Conclave__StepReply *reply)
         const seq_work *w = &plan->work[i];
         e->outcomes[i] = (seq_outcome){0};
         if (e->told[i] == NULL) continue; /* it ended meanwhile */
-        tell_prompt_logprobs(e->told[i], w, reply->results[i]);
+        sequence_tell_prompt_logprobs(e->told[i], w, reply->results[i]);
         if (w->sample) tell_token(e, e->told[i], w, reply->results[i], &e->outcomes[i]);
     }
     pthread_mutex_lock(&e->lock);
@@ -343,18 +168,13 @@ launch_step(engine *e)
     pthread_mutex_unlock(&e->lock);
     if (f->plan.count == 0) return false;
 
-    Conclave__StepRequest request = CONCLAVE__STEP_REQUEST__INIT;
-    request.step = f->step = ++e->step;
-    request.life = e->life;
-    request.router_incarnation = e->router_incarnation;
-    request.n_work = f->plan.count;
-    request.work = f->request.pointers;
-    for (uint32_t i = 0; i < f->plan.count; i++) {
-        f->request.pointers[i] = &f->request.work[i];
-        fill_work(&f->request, i, &f->plan.work[i]);
-    }
+    Conclave__StepRequest *request = &f->message.request;
+    step_message_build(&f->message, &f->plan);
+    request->step = ++e->step;
+    request->life = e->life;
+    request->router_incarnation = e->router_incarnation;
     f->start_ns = clock_now_ns();
-    f->call = rpc_call_begin(e->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, &e->bell);
+    f->call = rpc_call_begin(e->router, METHOD_STEP, &request->base, STEP_TIMEOUT_MS, &e->bell);
     if (f->call == NULL)
         lose_router(e, "out of memory");
     else
@@ -385,14 +205,16 @@ land_step(engine *e)
     e->first_flight = (e->first_flight + 1) % STEPS_IN_FLIGHT;
     e->flight_count--;
     const Conclave__StepReply *reply = (const void *)response;
-    if (status == RPC_OK && !reply_fits(e, f, reply)) {
+    if (status == RPC_OK &&
+        !step_message_is_answered(&f->message, &f->plan, e->config.vocab_size, reply)) {
         status = RPC_INTERNAL;
         snprintf(eb.text, sizeof eb.text, "the router's answer does not fit the step");
     }
     if (status == RPC_UNAVAILABLE || status == RPC_DEADLINE_EXCEEDED || status == RPC_CANCELLED) {
         lose_router(e, eb.text);
     } else if (status != RPC_OK) {
-        LOG_ERROR("engine", "step refused step=%llu: %s", (unsigned long long)f->step, eb.text);
+        LOG_ERROR("engine", "step refused step=%llu: %s",
+                  (unsigned long long)f->message.request.step, eb.text);
         end_planned(e, &f->plan, eb.text);
     } else {
         note_step_time(e, f, reply);
@@ -455,12 +277,7 @@ static void
 free_steps(engine *e)
 {
     for (uint32_t i = 0; i < STEPS_IN_FLIGHT; i++) {
-        request_store *r = &e->flights[i].request;
-        free(r->work);
-        free(r->pointers);
-        free(r->inits);
-        free(r->samplings);
-        *r = (request_store){0};
+        step_message_fini(&e->flights[i].message);
     }
     free(e->outcomes);
     free(e->told);
@@ -473,12 +290,7 @@ make_steps(engine *e, uint32_t max_num_seqs)
 {
     bool whole = true;
     for (uint32_t i = 0; i < STEPS_IN_FLIGHT; i++) {
-        request_store *r = &e->flights[i].request;
-        r->work = calloc(max_num_seqs, sizeof *r->work);
-        r->pointers = calloc(max_num_seqs, sizeof *r->pointers);
-        r->inits = calloc(max_num_seqs, sizeof *r->inits);
-        r->samplings = calloc(max_num_seqs, sizeof *r->samplings);
-        whole = whole && r->work && r->pointers && r->inits && r->samplings;
+        if (step_message_init(&e->flights[i].message, max_num_seqs)) whole = false;
     }
     e->outcomes = calloc(max_num_seqs, sizeof *e->outcomes);
     e->told = calloc(max_num_seqs, sizeof *e->told);
@@ -609,7 +421,7 @@ apply_aborts(engine *e)
         if (any) q = scheduler_abort(e->scheduler, e->aborts[--e->abort_count]);
         pthread_mutex_unlock(&e->lock);
         if (!any) return;
-        if (q != NULL) end_sequence(q, FINISH_ABORT, NULL);
+        if (q != NULL) sequence_end(q, FINISH_ABORT, NULL);
     }
 }
 
@@ -636,7 +448,7 @@ abort_all(engine *e)
         sequence *q = scheduler_abort_any(e->scheduler);
         pthread_mutex_unlock(&e->lock);
         if (q == NULL) return;
-        end_sequence(q, FINISH_ABORT, NULL);
+        sequence_end(q, FINISH_ABORT, NULL);
     }
 }
 
@@ -686,7 +498,7 @@ moe_err
 engine_start(engine **out, const engine_config *config, errbuf *eb)
 {
     *out = NULL;
-    if (config->eos_count > 8)
+    if (config->eos_count > SEQUENCE_EOS_MAX)
         return err_set(eb, MOE_ERANGE, "%u end-of-sequence tokens, at most 8", config->eos_count);
     engine *e = calloc(1, sizeof *e);
     if (e == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
@@ -740,31 +552,12 @@ engine_free(engine *e)
     free(e);
 }
 
-static sequence *
-new_sequence(const engine *e, uint32_t prompt_len, const gen_params *params, gen_sink *sink,
-             void *user)
-{
-    sequence *q = calloc(1, sizeof *q);
-    if (q == NULL) return NULL;
-    q->sink = sink;
-    q->user = user;
-    q->params = *params;
-    q->prompt_len = prompt_len;
-    for (uint32_t i = 0; i < params->stop_token_count && i < GEN_STOP_TOKENS_MAX; i++) {
-        q->stop_ids[q->stop_count++] = params->stop_token_ids[i];
-    }
-    for (uint32_t i = 0; i < e->config.eos_count && !params->ignore_eos; i++) {
-        if (q->stop_count < GEN_STOP_TOKENS_MAX) q->stop_ids[q->stop_count++] = e->eos_ids[i];
-    }
-    return q;
-}
-
 moe_err
 engine_submit(engine *e, const uint32_t *prompt, uint32_t prompt_len, const gen_params *params,
               gen_sink *sink, void *user, seq_id *out, errbuf *eb)
 {
     *out = 0;
-    sequence *q = new_sequence(e, prompt_len, params, sink, user);
+    sequence *q = sequence_create(prompt_len, params, e->eos_ids, e->config.eos_count, sink, user);
     if (q == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     moe_err err;
     pthread_mutex_lock(&e->lock);
