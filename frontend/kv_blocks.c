@@ -159,20 +159,20 @@ free_list_push_last(kv_blocks *kv, uint32_t b)
 }
 
 static uint32_t *
-bucket_of(kv_blocks *kv, uint64_t hash)
+bucket_of(const kv_blocks *kv, uint64_t hash)
 {
     return &kv->buckets[hash & kv->bucket_mask];
 }
 
 static uint32_t *
-token_ids_of(kv_blocks *kv, uint32_t b)
+token_ids_of(const kv_blocks *kv, uint32_t b)
 {
     return &kv->token_ids[(size_t)b * kv->block_tokens];
 }
 
 /* The registered block of these tokens after that prefix, or KV_BLOCK_NONE. */
 static uint32_t
-find(kv_blocks *kv, uint64_t parent, const uint32_t *tokens, uint64_t hash)
+find(const kv_blocks *kv, uint64_t parent, const uint32_t *tokens, uint64_t hash)
 {
     const size_t bytes = (size_t)kv->block_tokens * sizeof tokens[0];
     uint32_t b = *bucket_of(kv, hash);
@@ -238,21 +238,49 @@ kv_blocks_release(kv_blocks *kv, uint32_t b)
     free_list_push_last(kv, twin);
 }
 
+/* The next block of a chain: of tokens [block_tokens] after the block named *parent, which becomes
+ * its name. */
+static uint32_t
+find_next(const kv_blocks *kv, uint64_t *parent, const uint32_t *tokens)
+{
+    const uint64_t hash = kv->hash(*parent, tokens, kv->block_tokens);
+    const uint32_t b = find(kv, *parent, tokens, hash);
+    if (b != KV_BLOCK_NONE) *parent = kv->blocks[b].name;
+    return b;
+}
+
+static uint32_t
+whole_blocks(const kv_blocks *kv, uint32_t count, uint32_t max_tokens)
+{
+    if (!kv->prefix_caching) return 0;
+    return (count < max_tokens ? count : max_tokens) / kv->block_tokens;
+}
+
 uint32_t
 kv_blocks_match(kv_blocks *kv, const uint32_t *tokens, uint32_t count, uint32_t max_tokens,
                 uint32_t *out)
 {
-    if (!kv->prefix_caching) return 0;
-    const uint32_t limit = (count < max_tokens ? count : max_tokens) / kv->block_tokens;
+    const uint32_t limit = whole_blocks(kv, count, max_tokens);
     uint64_t parent = NAME_ROOT;
     uint32_t found = 0;
     for (; found < limit; found++, tokens += kv->block_tokens) {
-        const uint64_t hash = kv->hash(parent, tokens, kv->block_tokens);
-        const uint32_t b = find(kv, parent, tokens, hash);
+        const uint32_t b = find_next(kv, &parent, tokens);
         if (b == KV_BLOCK_NONE) break;
         if (kv->blocks[b].refs++ == 0) free_list_remove(kv, b);
-        parent = kv->blocks[b].name;
         out[found] = b;
+    }
+    return found;
+}
+
+uint32_t
+kv_blocks_find(const kv_blocks *kv, const uint32_t *tokens, uint32_t count, uint32_t max_tokens)
+{
+    const uint32_t limit = whole_blocks(kv, count, max_tokens);
+    uint64_t parent = NAME_ROOT;
+    uint32_t found = 0;
+    while (found < limit && find_next(kv, &parent, tokens) != KV_BLOCK_NONE) {
+        found++;
+        tokens += kv->block_tokens;
     }
     return found;
 }

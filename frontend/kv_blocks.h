@@ -48,6 +48,10 @@ void kv_blocks_release(kv_blocks *kv, uint32_t block);
 uint32_t kv_blocks_match(kv_blocks *kv, const uint32_t *tokens, uint32_t count, uint32_t max_tokens,
                          uint32_t *out);
 
+/* How many blocks kv_blocks_match() would find; takes no reference. */
+uint32_t kv_blocks_find(const kv_blocks *kv, const uint32_t *tokens, uint32_t count,
+                        uint32_t max_tokens);
+
 /* Register block `index` of a sequence (tokens index * block_tokens .. of `tokens`), all of whose
  * earlier blocks are `table[0 .. index-1]`, registered or matched before.  Nothing happens if the
  * earlier ones are not (the cache was reset meanwhile), or if the block is registered already.

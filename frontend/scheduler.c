@@ -44,6 +44,7 @@ struct scheduler {
     uint32_t first_flight, flight_count;
     step_plan plan;        /* being made */
     uint32_t gone;         /* sequences that ended and wait for their last step in flight */
+    bool backlog;          /* scheduler_set_backlog() */
     scheduler_stats stats; /* the counters; the rest is filled in when asked */
 };
 
@@ -62,8 +63,8 @@ blocks_for(const scheduler *s, uint32_t tokens)
 
 /* ---------------------------------------------------------------- create, add */
 
-static moe_err
-check_config(const scheduler_config *c, errbuf *eb)
+moe_err
+scheduler_check_config(const scheduler_config *c, errbuf *eb)
 {
     const struct {
         const char *name;
@@ -91,7 +92,9 @@ allocate(scheduler *s)
     const scheduler_config *c = &s->config;
     moe_err err =
         kv_blocks_create(&s->kv, c->kv_block_count, c->kv_block_tokens, c->prefix_caching);
-    if (err == MOE_OK) err = seq_table_create(&s->seqs, c->max_num_seqs + c->max_waiting);
+    s->seqs = c->seqs;
+    if (err == MOE_OK && s->seqs == NULL)
+        err = seq_table_create(&s->seqs, c->max_num_seqs + c->max_waiting);
     if (err != MOE_OK) return err;
     s->table_max = min_u32(blocks_for(s, c->max_model_len), c->kv_block_count);
     s->slot_words = (c->max_num_seqs + 63) / 64;
@@ -113,7 +116,7 @@ moe_err
 scheduler_create(scheduler **out, const scheduler_config *config, errbuf *eb)
 {
     *out = NULL;
-    moe_err err = check_config(config, eb);
+    moe_err err = scheduler_check_config(config, eb);
     if (err != MOE_OK) return err;
     scheduler *s = calloc(1, sizeof *s);
     if (s == NULL) return err_set(eb, MOE_ENOMEM, "scheduler: out of memory");
@@ -134,7 +137,7 @@ scheduler_free(scheduler *s)
 {
     if (s == NULL) return;
     kv_blocks_free(s->kv);
-    seq_table_free(s->seqs);
+    if (s->config.seqs == NULL) seq_table_free(s->seqs);
     free(s->tables);
     free(s->slots_free);
     for (uint32_t i = 0; i < STEPS_IN_FLIGHT; i++) {
@@ -144,11 +147,17 @@ scheduler_free(scheduler *s)
     free(s);
 }
 
-moe_err
-scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len, const gen_params *params,
-              void *user, seq_id *out, errbuf *eb)
+bool
+scheduler_fits(const scheduler *s, uint32_t total_max)
 {
-    *out = 0;
+    /* The last token is only sampled, its keys and values are never needed. */
+    return blocks_for(s, total_max - 1) <= s->config.kv_block_count;
+}
+
+moe_err
+scheduler_check(const scheduler *s, uint32_t prompt_len, const gen_params *params,
+                uint32_t *total_max, errbuf *eb)
+{
     const scheduler_config *c = &s->config;
     if (prompt_len == 0) return err_set(eb, MOE_ERANGE, "the prompt is empty");
     if (params->max_tokens == 0) return err_set(eb, MOE_ERANGE, "max_tokens is 0");
@@ -157,27 +166,49 @@ scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len, const g
                        "the prompt has %u tokens: the model's context of %u tokens must have room "
                        "for one more",
                        prompt_len, c->max_model_len);
-    const uint32_t total_max =
-        prompt_len + min_u32(params->max_tokens, c->max_model_len - prompt_len);
-    /* The last token is only sampled, its keys and values are never needed. */
-    if (blocks_for(s, total_max - 1) > c->kv_block_count)
+    *total_max = prompt_len + min_u32(params->max_tokens, c->max_model_len - prompt_len);
+    if (!scheduler_fits(s, *total_max))
         return err_set(eb, MOE_ERANGE,
                        "%u prompt and %u output tokens need %u KV blocks of %u tokens, there are "
                        "%u",
-                       prompt_len, total_max - prompt_len, blocks_for(s, total_max - 1),
+                       prompt_len, *total_max - prompt_len, blocks_for(s, *total_max - 1),
                        c->kv_block_tokens, c->kv_block_count);
-    if (s->waiting.count >= c->max_waiting)
-        return err_set(eb, MOE_EBUSY, "%u sequences are waiting already", s->waiting.count);
+    return MOE_OK;
+}
 
-    seq *q = seq_table_add(s->seqs, total_max);
+moe_err
+scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len, const gen_params *params,
+              void *user, seq_id *out, errbuf *eb)
+{
+    *out = 0;
+    uint32_t total_max;
+    const moe_err err = scheduler_check(s, prompt_len, params, &total_max, eb);
+    if (err != MOE_OK) return err;
+    if (s->waiting.count >= s->config.max_waiting)
+        return err_set(eb, MOE_EBUSY, "%u sequences are waiting already", s->waiting.count);
+    seq *q = seq_table_add(s->seqs, prompt, prompt_len, total_max, params, user);
     if (q == NULL) return err_set(eb, MOE_ENOMEM, "out of memory for %u tokens", total_max);
-    q->user = user;
-    q->params = *params;
-    q->prompt_len = q->total = prompt_len;
-    memcpy(q->tokens, prompt, (size_t)prompt_len * sizeof prompt[0]);
-    seq_list_push_last(&s->waiting, q);
+    scheduler_put(s, q);
     *out = q->id;
     return MOE_OK;
+}
+
+void
+scheduler_put(scheduler *s, seq *q)
+{
+    assert(q->owner == NULL);
+    q->owner = s;
+    seq_list_push_last(&s->waiting, q);
+}
+
+seq *
+scheduler_take(scheduler *s)
+{
+    seq *q = s->waiting.first;
+    if (q == NULL) return NULL;
+    seq_list_remove(&s->waiting, q);
+    q->owner = NULL;
+    return q;
 }
 
 /* ---------------------------------------------------------------- running or not */
@@ -399,13 +430,19 @@ drop_plan(scheduler *s)
     s->plan.token_count = 0;
 }
 
+static bool
+uses_cache(const scheduler *s, const seq *q)
+{
+    return s->config.prefix_caching && !q->params.prompt_logprobs;
+}
+
 /* Start the first waiting sequence if there are blocks for all tokens it has, not just the first
  * chunk's, and some to spare for the others.  Alone it always finds them: add() saw to it. */
 static bool
 admit(scheduler *s)
 {
     seq *q = s->waiting.first;
-    const bool use_cache = s->config.prefix_caching && !q->params.prompt_logprobs;
+    const bool use_cache = uses_cache(s, q);
     const uint32_t slot = slot_take(s);
     q->table = s->tables + (size_t)slot * s->table_max;
     /* The last token is always computed: its row is what the next one is sampled from. */
@@ -430,6 +467,25 @@ admit(scheduler *s)
     return true;
 }
 
+uint32_t
+scheduler_cached_tokens(const scheduler *s, const seq *q)
+{
+    if (!uses_cache(s, q)) return 0;
+    return kv_blocks_find(s->kv, q->tokens, q->total, q->total - 1) * s->config.kv_block_tokens;
+}
+
+uint32_t
+scheduler_load(const scheduler *s)
+{
+    return s->running.count + s->waiting.count;
+}
+
+void
+scheduler_set_backlog(scheduler *s, bool backlog)
+{
+    s->backlog = backlog;
+}
+
 static void
 plan_waiting(scheduler *s)
 {
@@ -441,7 +497,7 @@ plan_waiting(scheduler *s)
         assert(fits);
         (void)fits;
     }
-    if (s->waiting.count == 0) return;
+    if (s->waiting.count == 0 && !s->backlog) return;
     if (s->running.count + s->gone == max_num_seqs) s->plan.limited_by_seqs = true;
     if (budget_left(s) == 0) s->plan.limited_by_tokens = true;
 }

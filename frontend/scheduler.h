@@ -45,6 +45,8 @@ typedef struct scheduler_config {
     bool prefix_caching;
     uint32_t eos_ids[8];
     uint32_t eos_count;
+    struct seq_table *seqs; /* borrowed: of several schedulers that share their sequences, with
+                               scheduler_put(); NULL = one of its own, with scheduler_add() */
 } scheduler_config;
 
 typedef struct scheduler scheduler;
@@ -57,6 +59,9 @@ typedef enum finish_reason {
     FINISH_ABORT,
     FINISH_ERROR
 } finish_reason;
+
+/* MOE_ERANGE, as scheduler_create(). */
+moe_err scheduler_check_config(const scheduler_config *config, errbuf *eb);
 
 /* Create with everything allocated for its limits; sequences' token arrays are allocated in add().
  *   MOE_ERANGE  a limit is 0 or too large, max_model_len < 2, eos_count > 8
@@ -73,6 +78,25 @@ void scheduler_free(scheduler *s); /* accepts NULL */
  *   MOE_ENOMEM  */
 moe_err scheduler_add(scheduler *s, const uint32_t *prompt, uint32_t prompt_len,
                       const gen_params *params, void *user, seq_id *out, errbuf *eb);
+
+/* The checks of scheduler_add() but for MOE_EBUSY and MOE_ENOMEM.  *total_max: tokens the sequence
+ * can grow to. */
+moe_err scheduler_check(const scheduler *s, uint32_t prompt_len, const gen_params *params,
+                        uint32_t *total_max, errbuf *eb);
+
+/* With a shared table: queue a sequence of it that no scheduler has, with the tokens it has by now;
+ * it must pass scheduler_fits().  take() gives the first waiting one back, NULL when none waits. */
+struct seq;
+bool scheduler_fits(const scheduler *s, uint32_t total_max);
+void scheduler_put(scheduler *s, struct seq *q);
+struct seq *scheduler_take(scheduler *s);
+
+/* Tokens of such a sequence that the prefix cache holds now. */
+uint32_t scheduler_cached_tokens(const scheduler *s, const struct seq *q);
+/* Sequences that run or wait here. */
+uint32_t scheduler_load(const scheduler *s);
+/* Whether more wait elsewhere, for a slot of any scheduler: limited_by_seqs tells of them too. */
+void scheduler_set_backlog(scheduler *s, bool backlog);
 
 /* Take a sequence out, wherever it is; its blocks are free when its steps in flight are committed.
  * Returns its user pointer, or NULL if it is unknown (finished meanwhile). */

@@ -1,7 +1,7 @@
-/* seq_table: the scheduler's sequences, found by id in constant time, and lists of them.
+/* seq_table: sequences, found by id in constant time, and lists of them.
  *
- * Internal to the scheduler.  The table is sized at create; only a sequence's token array is
- * allocated when it is added.
+ * Internal to the scheduler and to the cell, whose schedulers share one table.  The table is sized
+ * at create; only a sequence's token array is allocated when it is added.
  *
  * Threads: one owner, the scheduler's.
  */
@@ -17,6 +17,7 @@
 typedef struct seq {
     seq_id id; /* rises with arrival; 0 = this entry is unused */
     void *user;
+    scheduler *owner;  /* who has it in one of its lists; NULL: nobody yet, or nobody now */
     gen_params params; /* a copy: the caller's may go with the last event, before commit */
     uint32_t *tokens;  /* [total_max], owned */
     uint32_t prompt_len;
@@ -49,6 +50,8 @@ typedef struct seq_list {
 
 void seq_list_push_first(seq_list *list, seq *q);
 void seq_list_push_last(seq_list *list, seq *q);
+/* Ahead of `before`, which is in the list; NULL: last. */
+void seq_list_insert(seq_list *list, seq *before, seq *q);
 void seq_list_remove(seq_list *list, seq *q);
 
 typedef struct seq_table seq_table;
@@ -57,11 +60,14 @@ typedef struct seq_table seq_table;
 moe_err seq_table_create(seq_table **out, uint32_t capacity);
 void seq_table_free(seq_table *table); /* accepts NULL; frees sequences still in it too */
 
-/* Take an entry, with a token array of total_max and all else zero but id and total_max.  NULL if
- * out of memory.  At most capacity sequences may be in the table. */
-seq *seq_table_add(seq_table *table, uint32_t total_max);
+/* Take an entry, with a copy of the prompt in a token array of total_max >= prompt_len, and the
+ * params.  NULL if out of memory.  At most capacity sequences may be in the table. */
+seq *seq_table_add(seq_table *table, const uint32_t *prompt, uint32_t prompt_len,
+                   uint32_t total_max, const gen_params *params, void *user);
+uint32_t seq_table_count(const seq_table *table);
+uint32_t seq_table_capacity(const seq_table *table);
 /* NULL if unknown or removed. */
-seq *seq_table_find(seq_table *table, seq_id id);
+seq *seq_table_find(const seq_table *table, seq_id id);
 /* Take it out of its list first. */
 void seq_table_remove(seq_table *table, seq *q);
 
