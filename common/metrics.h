@@ -14,7 +14,7 @@
 #include "common/err.h"
 #include "common/strbuf.h"
 
-#define METRICS_MAX 128
+#define METRICS_MAX 1024
 #define METRIC_BUCKETS_MAX 32
 
 typedef struct metrics metrics;

@@ -236,7 +236,8 @@ static void
 check_end_locked(completion *c, const slot *s, const gen_event *event)
 {
     if (s->choice.finish == FINISH_ERROR)
-        fail_locked(c, 500, event->error != NULL ? event->error : "the engine failed");
+        fail_locked(c, event->unserved ? 503 : 500,
+                    event->error != NULL ? event->error : "the engine failed");
     else if (s->choice.finish == FINISH_ABORT)
         fail_locked(c, 503, "the server is stopping");
     else if (choice_failed(&s->choice) || c->out.failed ||

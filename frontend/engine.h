@@ -1,8 +1,9 @@
-/* engine: runs sequences through the scheduler and the router, and hands out their tokens.
+/* engine: runs sequences through the cell's schedulers and routers, and hands out their tokens.
  *
- * One thread owns the scheduler: it takes submissions and aborts from bounded queues, plans a step,
- * calls the router, and gives every sampled token to the sequence's sink.  If the router is gone it
- * waits for it and replays: a sink sees a pause, not an error.
+ * One thread takes submissions and aborts from bounded queues, gives each sequence to a router,
+ * plans that router's steps, and gives every sampled token to the sequence's sink.  Routers step
+ * independently of each other.  If one is gone the thread waits for it, or gives its sequences to
+ * the others, and replays: a sink sees a pause, not an error.
  *
  * Threads: submit, abort, and the getters from any thread.  Sinks run on the engine's thread: they
  * must be quick, must not block, and must not call engine_submit().
@@ -43,6 +44,7 @@ typedef struct gen_event {
     finish_reason finish;           /* not FINISH_NONE on the last event of the sequence */
     uint32_t cached_tokens;         /* prompt tokens taken from the prefix cache */
     const char *error;              /* FINISH_ERROR: why; borrowed for the call */
+    bool unserved; /* FINISH_ERROR: there was nobody to run it; asked again later it may work */
 } gen_event;
 
 /* Returns true to end the sequence after this token (a stop string was met); ignored when finish is
@@ -68,7 +70,7 @@ void engine_unreserve(engine *e, uint32_t count);
 /* Ask for a sequence's end; its last event (FINISH_ABORT) comes unless it ended meanwhile. */
 void engine_abort(engine *e, seq_id id);
 
-/* Serving?  detail (may be NULL) says what is awaited. */
+/* Does any router serve?  detail (may be NULL) says what is awaited. */
 bool engine_ready(engine *e, char *detail, size_t detail_size);
 uint32_t engine_max_model_len(const engine *e);
 

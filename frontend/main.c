@@ -14,6 +14,7 @@
 typedef struct options {
     const char *model, *run_dir, *host, *served_name, *api_key, *log_level;
     int64_t port, seed, max_waiting, connections, grace_ms;
+    int64_t routers, router_timeout_ms, move_after_ms, give_up_after_s;
     bool prefix_caching;
 } options;
 
@@ -43,10 +44,9 @@ wait_for_end(engine *e, const sigset_t *signals, errbuf *eb)
 static int
 serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
 {
-    char router_url[RUN_URL_MAX], name_buf[512], labels[600];
+    char router_urls[CELL_ROUTERS_MAX][RUN_URL_MAX], name_buf[512], labels[600];
     const char *name =
         o->served_name[0] ? o->served_name : base_name(o->model, name_buf, sizeof name_buf);
-    run_dir_url(run, "router", 0, router_url);
     snprintf(labels, sizeof labels, "model_name=\"%s\"", name);
     checkpoint *ckpt = NULL;
     tokenizer *tok = NULL;
@@ -64,18 +64,24 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
     if (!err) err = metrics_create(&m);
     if (err) goto done;
     const model_config *config = checkpoint_config(ckpt);
-    err = engine_start(&e,
-                       &(engine_config){.router_url = router_url,
-                                        .max_waiting = (uint32_t)o->max_waiting,
-                                        .prefix_caching = o->prefix_caching,
-                                        .model_fingerprint = checkpoint_fingerprint(ckpt),
-                                        .vocab_size = config->vocab_size,
-                                        .eos_ids = config->eos_ids,
-                                        .eos_count = config->eos_count,
-                                        .metrics = m,
-                                        .labels = labels},
-                       eb);
-    if (!err) err = fleet_metrics_start(&fleet, router_url, m, labels, eb);
+    engine_config routers = {.router_count = (uint32_t)o->routers,
+                             .router_timeout_ms = (uint32_t)o->router_timeout_ms,
+                             .move_after_ms = (uint32_t)o->move_after_ms,
+                             .give_up_after_ms = (uint32_t)o->give_up_after_s * 1000,
+                             .max_waiting = (uint32_t)o->max_waiting,
+                             .prefix_caching = o->prefix_caching,
+                             .model_fingerprint = checkpoint_fingerprint(ckpt),
+                             .vocab_size = config->vocab_size,
+                             .eos_ids = config->eos_ids,
+                             .eos_count = config->eos_count,
+                             .metrics = m,
+                             .labels = labels};
+    for (uint32_t r = 0; r < routers.router_count; r++) {
+        run_dir_url(run, "router", r, router_urls[r]);
+        routers.router_urls[r] = router_urls[r];
+    }
+    err = engine_start(&e, &routers, eb);
+    if (!err) err = fleet_metrics_start(&fleet, router_urls[0], m, labels, eb);
     if (err) goto done;
     const char *keys[] = {o->api_key};
     err = http_start(&http,
@@ -127,6 +133,14 @@ main(int argc, char **argv)
          "-1 = a random one each"},
         {"max-waiting-seqs", NULL, FLAG_INT, &o.max_waiting, "1024", 1, 1 << 20, NULL, "sequences",
          "longest queue; then requests are answered 429"},
+        {"routers", "data-parallel-size", FLAG_INT, &o.routers, "1", 1, CELL_ROUTERS_MAX, NULL,
+         NULL, "routers of the cell: router-0 to router-(N-1)"},
+        {"router-timeout-ms", NULL, FLAG_INT, &o.router_timeout_ms, "5000", 100, 600000, NULL, "ms",
+         "a router that does not answer a health check for so long is given up"},
+        {"router-move-after-ms", NULL, FLAG_INT, &o.move_after_ms, "1000", 0, 3600000, NULL, "ms",
+         "how long a lost router's requests wait for it before they go to the others"},
+        {"router-give-up-after-s", NULL, FLAG_INT, &o.give_up_after_s, "300", 1, 86400, NULL, "s",
+         "how long requests wait when no router serves; then they end with 503"},
         {"max-connections", NULL, FLAG_INT, &o.connections, "1024", 1, 65536, NULL, NULL,
          "open HTTP connections"},
         {"shutdown-grace-ms", NULL, FLAG_INT, &o.grace_ms, "2000", 0, 3600000, NULL, "ms",

@@ -21,13 +21,25 @@ sequence_create(uint32_t prompt_len, const gen_params *params, const uint32_t *e
     return q;
 }
 
+static void
+end_with(sequence *q, gen_event event)
+{
+    event.kind = GEN_FINISH;
+    event.cached_tokens = q->cached_tokens;
+    q->sink(q->user, &event);
+    free(q);
+}
+
 void
 sequence_end(sequence *q, finish_reason reason, const char *error)
 {
-    const gen_event event = {
-        .kind = GEN_FINISH, .finish = reason, .cached_tokens = q->cached_tokens, .error = error};
-    q->sink(q->user, &event);
-    free(q);
+    end_with(q, (gen_event){.finish = reason, .error = error});
+}
+
+void
+sequence_end_unserved(sequence *q, const char *error)
+{
+    end_with(q, (gen_event){.finish = FINISH_ERROR, .error = error, .unserved = true});
 }
 
 static void

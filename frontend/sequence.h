@@ -34,6 +34,8 @@ sequence *sequence_create(uint32_t prompt_len, const gen_params *params, const u
 
 /* Hand out its last event and free it.  error: why, with FINISH_ERROR; else NULL. */
 void sequence_end(sequence *q, finish_reason reason, const char *error);
+/* The same, with FINISH_ERROR: nobody was there to run it. */
+void sequence_end_unserved(sequence *q, const char *error);
 
 /* Hand out what a step's result says of its prompt's tokens; what was told before is left out. */
 void sequence_tell_prompt_logprobs(sequence *q, const seq_work *w,

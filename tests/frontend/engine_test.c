@@ -13,10 +13,9 @@
 #include "common/log.h"
 #include "common/strbuf.h"
 #include "frontend/engine_start.h"
-#include "tests/frontend/fake_router.h"
+#include "tests/frontend/engine_client.h"
 #include "tests/support/tsan_nng.h"
 
-#define WAIT_NS (60 * NS_PER_S)
 #define EOS 3u
 
 static fake_router router;
@@ -48,7 +47,11 @@ static engine_config
 default_config(void)
 {
     static const uint32_t eos = EOS;
-    return (engine_config){.router_url = router.url,
+    return (engine_config){.router_urls = {router.url},
+                           .router_count = 1,
+                           .router_timeout_ms = 2000,
+                           .move_after_ms = 0,
+                           .give_up_after_ms = 100000,
                            .max_waiting = 64,
                            .prefix_caching = true,
                            .model_fingerprint = 7,
@@ -65,147 +68,12 @@ start_engine(void)
     cr_assert_eq(engine_start(&e, &config, &eb), MOE_OK, "%s", eb.text);
 }
 
-/* Look at something until it is so; fails the test after a minute. */
-#define UNTIL(condition)                                                                           \
-    do {                                                                                           \
-        const uint64_t until_ = clock_now_ns() + WAIT_NS;                                          \
-        while (!(condition)) {                                                                     \
-            cr_assert_lt(clock_now_ns(), until_, "waited for %s", #condition);                     \
-            sched_yield();                                                                         \
-        }                                                                                          \
-    } while (0)
-
 static void
 start_ready(void)
 {
     if (router.server == NULL) fake_router_serve(&router);
     start_engine();
     UNTIL(engine_ready(e, NULL, 0));
-}
-
-/* ---- a client ---- */
-
-typedef struct client {
-    seq_id id;
-    gen_params *params; /* freed with the last event, as a caller may */
-    uint32_t prompt_len, max_tokens;
-    uint32_t total; /* prompt and output so far */
-    uint32_t tokens[FAKE_LEN_MAX];
-    uint32_t prompt_logprobs;
-    uint32_t stop_after; /* tokens; 0 = never: the sink asks for the end */
-    uint32_t cached_tokens;
-    bool wants_logprobs, wants_prompt_logprobs;
-    finish_reason finish;
-    char error[128];
-    uint32_t wrong; /* events that broke a promise */
-    char first_wrong[96];
-    _Atomic uint32_t heard; /* events */
-    _Atomic uint32_t ended; /* last events */
-} client;
-
-static void
-wrong(client *c, const char *what)
-{
-    if (c->wrong++ == 0) snprintf(c->first_wrong, sizeof c->first_wrong, "%s", what);
-}
-
-static void
-hear_prompt_logprobs(client *c, const gen_event *ev)
-{
-    if (c->total != c->prompt_len) wrong(c, "prompt logprobs after a token");
-    if (ev->position != ++c->prompt_logprobs) wrong(c, "prompt logprobs out of order");
-    if (ev->token != c->tokens[ev->position]) wrong(c, "another token's prompt logprobs");
-    if (ev->logprobs == NULL || ev->logprobs->logprob != -(float)ev->position)
-        wrong(c, "wrong prompt logprobs");
-    if (ev->finish != FINISH_NONE) wrong(c, "an end with prompt logprobs");
-}
-
-static void
-hear_token(client *c, const gen_event *ev)
-{
-    if (c->wants_prompt_logprobs && c->prompt_logprobs + 1 != c->prompt_len)
-        wrong(c, "a token before all prompt logprobs");
-    if (ev->position != c->total) wrong(c, "a token out of place");
-    if (ev->token != fake_router_next(c->tokens, c->total)) wrong(c, "a wrong token");
-    if (c->wants_logprobs != (ev->logprobs != NULL)) wrong(c, "logprobs or not");
-    if (c->wants_logprobs && ev->logprobs->logprob != -(float)c->total) wrong(c, "wrong logprobs");
-    if (c->total < FAKE_LEN_MAX) c->tokens[c->total++] = ev->token;
-}
-
-static bool
-sink(void *user, const gen_event *ev)
-{
-    client *c = user;
-    if (atomic_load(&c->ended)) wrong(c, "an event after the last one");
-    if (ev->kind == GEN_PROMPT_LOGPROBS) hear_prompt_logprobs(c, ev);
-    if (ev->kind == GEN_TOKEN) hear_token(c, ev);
-    if (ev->kind == GEN_FINISH && ev->finish != FINISH_ABORT && ev->finish != FINISH_ERROR)
-        wrong(c, "an end without a token");
-    c->cached_tokens = ev->cached_tokens;
-    const bool stop = ev->kind == GEN_TOKEN && ev->finish == FINISH_NONE && c->stop_after != 0 &&
-                      c->total - c->prompt_len >= c->stop_after;
-    const bool last = stop || ev->finish != FINISH_NONE;
-    if (last) {
-        c->finish = stop ? FINISH_STOP : ev->finish;
-        if (ev->error != NULL) snprintf(c->error, sizeof c->error, "%s", ev->error);
-        memset(c->params, 0xee, sizeof *c->params);
-        free(c->params);
-        c->params = NULL;
-    }
-    atomic_fetch_add(&c->heard, 1);
-    if (last) atomic_fetch_add(&c->ended, 1);
-    return stop;
-}
-
-static void
-client_init(client *c, uint32_t prompt_len, uint32_t max_tokens, uint64_t seed)
-{
-    *c = (client){.prompt_len = prompt_len, .total = prompt_len, .max_tokens = max_tokens};
-    c->params = calloc(1, sizeof *c->params);
-    *c->params = (gen_params){.temperature = 1,
-                              .top_p = 1,
-                              .repetition_penalty = 1,
-                              .max_tokens = max_tokens,
-                              .num_logprobs = -1};
-    for (uint32_t i = 0; i < prompt_len; i++) {
-        c->tokens[i] = (uint32_t)(hash_combine(seed, i) % FAKE_VOCAB);
-    }
-}
-
-static moe_err
-client_submit(client *c)
-{
-    seq_id id;
-    const moe_err err = engine_submit(e, c->tokens, c->prompt_len, c->params, sink, c, &id, &eb);
-    if (err) {
-        free(c->params);
-        c->params = NULL;
-    }
-    c->id = id;
-    return err;
-}
-
-static void
-client_go(client *c, uint32_t prompt_len, uint32_t max_tokens, uint64_t seed)
-{
-    client_init(c, prompt_len, max_tokens, seed);
-    cr_assert_eq(client_submit(c), MOE_OK, "%s", eb.text);
-}
-
-static void
-client_check(const client *c, finish_reason finish)
-{
-    cr_expect_eq(c->wrong, 0, "%u broken promises, first: %s", c->wrong, c->first_wrong);
-    cr_expect_eq(atomic_load(&c->ended), 1);
-    cr_expect_eq(c->finish, finish, "finish %d: %s", c->finish, c->error);
-}
-
-static void
-client_expect(client *c, finish_reason finish)
-{
-    UNTIL(atomic_load(&c->ended) > 0);
-    client_check(c, finish);
-    if (finish == FINISH_LENGTH) cr_expect_eq(c->total - c->prompt_len, c->max_tokens);
 }
 
 /* ---- tests ---- */
@@ -216,7 +84,7 @@ Test(engine, a_sequence_gets_its_tokens_in_order_and_one_end)
     cr_expect_eq(engine_max_model_len(e), 64);
     static client c[6];
     for (uint32_t i = 0; i < 6; i++) {
-        client_go(&c[i], 1 + 7 * i, 1 + 3 * i, i);
+        client_go(e, &c[i], 1 + 7 * i, 1 + 3 * i, i);
     }
     for (uint32_t i = 0; i < 6; i++) {
         client_expect(&c[i], FINISH_LENGTH);
@@ -225,7 +93,7 @@ Test(engine, a_sequence_gets_its_tokens_in_order_and_one_end)
 
     /* The same prompt again finds its full blocks, but computes its last token. */
     static client again;
-    client_go(&again, 36, 4, 5);
+    client_go(e, &again, 36, 4, 5);
     client_expect(&again, FINISH_LENGTH);
     cr_expect_eq(again.cached_tokens, 32);
     cr_expect_eq(c[5].cached_tokens, 0);
@@ -253,7 +121,7 @@ Test(engine, a_sequence_ends_with_a_stop_token_an_end_of_sequence_or_its_sinks_w
     c[3].params->max_tokens = c[3].max_tokens = 1; /* the end and the sink's wish at once */
     c[3].stop_after = 1;
     for (uint32_t i = 0; i < 4; i++) {
-        cr_assert_eq(client_submit(&c[i]), MOE_OK);
+        cr_assert_eq(client_submit(e, &c[i]), MOE_OK);
     }
     client_expect(&c[0], FINISH_STOP);
     cr_expect_eq(c[0].total, 8);
@@ -269,13 +137,13 @@ Test(engine, a_sequence_ends_with_a_stop_token_an_end_of_sequence_or_its_sinks_w
         free(eos.params);
         client_init(&eos, 2, 9, ++seed);
     } while (fake_router_next(eos.tokens, 2) != EOS);
-    cr_assert_eq(client_submit(&eos), MOE_OK);
+    cr_assert_eq(client_submit(e, &eos), MOE_OK);
     client_expect(&eos, FINISH_STOP);
     cr_expect_eq(eos.total, 3);
     static client ignores;
     client_init(&ignores, 2, 9, seed);
     ignores.params->ignore_eos = true;
-    cr_assert_eq(client_submit(&ignores), MOE_OK);
+    cr_assert_eq(client_submit(e, &ignores), MOE_OK);
     client_expect(&ignores, FINISH_LENGTH);
 }
 
@@ -294,7 +162,7 @@ Test(engine, prompt_logprobs_come_once_whatever_is_computed_again)
     }
     fake_router_hold(&router); /* until all are there: a fast router could serve one by one */
     for (uint32_t i = 0; i < 4; i++) {
-        cr_assert_eq(client_submit(&c[i]), MOE_OK, "%s", eb.text);
+        cr_assert_eq(client_submit(e, &c[i]), MOE_OK, "%s", c[i].error);
     }
     fake_router_release(&router);
     for (uint32_t i = 0; i < 4; i++) {
@@ -321,7 +189,7 @@ Test(engine, an_abort_ends_a_sequence_that_waits_or_runs_and_no_other)
     fake_router_hold(&router);
     static client c[7];
     for (uint32_t i = 0; i < 7; i++) { /* four run, three wait */
-        client_go(&c[i], 4, 12, i);
+        client_go(e, &c[i], 4, 12, i);
         if (i == 0) fake_router_wait_held(&router);
     }
     engine_abort(e, c[0].id); /* runs */
@@ -338,7 +206,7 @@ Test(engine, an_abort_ends_a_sequence_that_waits_or_runs_and_no_other)
     }
     engine_abort(e, c[1].id); /* ended already */
     static client after;
-    client_go(&after, 4, 2, 1);
+    client_go(e, &after, 4, 2, 1);
     client_expect(&after, FINISH_LENGTH);
     cr_expect_eq(router.refused, 0, "%s", router.refusal);
 }
@@ -353,21 +221,21 @@ Test(engine, a_full_queue_refuses_and_takes_again_when_there_is_room)
     UNTIL(engine_ready(e, NULL, 0));
     fake_router_hold(&router);
     static client c[5], refused;
-    client_go(&c[0], 4, 2, 0);
+    client_go(e, &c[0], 4, 2, 0);
     fake_router_wait_held(&router);
     cr_expect_eq(engine_reserve(e, 4), MOE_EBUSY, "all of a request or nothing");
     cr_expect_eq(engine_reserve(e, 2), MOE_OK);
     cr_expect_eq(engine_reserve(e, 2), MOE_EBUSY);
-    client_go(&c[1], 4, 2, 1); /* uses one of the two */
+    client_go(e, &c[1], 4, 2, 1); /* uses one of the two */
     engine_unreserve(e, 1);
     cr_expect_eq(engine_reserve(e, 2), MOE_OK);
-    client_go(&c[2], 4, 2, 2);
-    client_go(&c[3], 4, 2, 3);
+    client_go(e, &c[2], 4, 2, 2);
+    client_go(e, &c[3], 4, 2, 3);
     cr_expect_eq(engine_reserve(e, 1), MOE_EBUSY);
     /* Without a reservation the scheduler's own limit holds: max_waiting and the running ones. */
-    client_go(&c[4], 4, 2, 4);
+    client_go(e, &c[4], 4, 2, 4);
     client_init(&refused, 4, 2, 9);
-    cr_expect_eq(client_submit(&refused), MOE_EBUSY);
+    cr_expect_eq(client_submit(e, &refused), MOE_EBUSY);
     cr_expect_eq(refused.id, 0);
     fake_router_release(&router);
     for (uint32_t i = 0; i < 5; i++) {
@@ -383,7 +251,7 @@ Test(engine, impossible_sequences_are_refused_with_the_reason)
     start_engine();
     static client c;
     client_init(&c, 4, 2, 0);
-    cr_expect_eq(client_submit(&c), MOE_ECLOSED, "no router was seen yet");
+    cr_expect_eq(client_submit(e, &c), MOE_ECLOSED, "no router was seen yet");
     cr_expect_eq(engine_reserve(e, 1), MOE_ECLOSED);
     cr_expect_eq(engine_max_model_len(e), 0);
     char detail[64];
@@ -393,10 +261,10 @@ Test(engine, impossible_sequences_are_refused_with_the_reason)
     fake_router_serve(&router);
     UNTIL(engine_ready(e, detail, sizeof detail));
     client_init(&c, 64, 2, 0);
-    cr_expect_eq(client_submit(&c), MOE_ERANGE);
-    cr_expect_not_null(strstr(eb.text, "64"), "%s", eb.text);
+    cr_expect_eq(client_submit(e, &c), MOE_ERANGE);
+    cr_expect_not_null(strstr(c.error, "64"), "%s", c.error);
     client_init(&c, 0, 2, 0);
-    cr_expect_eq(client_submit(&c), MOE_ERANGE);
+    cr_expect_eq(client_submit(e, &c), MOE_ERANGE);
 }
 
 Test(engine, a_router_killed_in_a_step_is_waited_for_and_every_token_comes_once)
@@ -410,7 +278,7 @@ Test(engine, a_router_killed_in_a_step_is_waited_for_and_every_token_comes_once)
             c[i].wants_prompt_logprobs = c[i].params->prompt_logprobs = i % 2;
             if (i % 2) c[i].params->num_logprobs = 0, c[i].wants_logprobs = true;
             c[i].params->ignore_eos = true;
-            cr_assert_eq(client_submit(&c[i]), MOE_OK);
+            cr_assert_eq(client_submit(e, &c[i]), MOE_OK);
         }
         for (uint32_t step = 0; step < 5 * round; step++) {
             fake_router_wait_held(&router);
@@ -434,7 +302,7 @@ Test(engine, a_step_lost_by_a_living_router_is_run_again)
     /* Not looked at, as when the fleet is not ready: the router never sees that step's number. */
     router.fail = RPC_UNAVAILABLE;
     for (uint32_t i = 0; i < 3; i++) {
-        client_go(&c[i], 20, 8, i);
+        client_go(e, &c[i], 20, 8, i);
     }
     for (uint32_t i = 0; i < 3; i++) {
         client_expect(&c[i], FINISH_LENGTH);
@@ -446,7 +314,7 @@ Test(engine, a_step_lost_by_a_living_router_is_run_again)
     for (uint32_t i = 0; i < 3; i++) {
         client_init(&c[i], 8, 24, 10 + i);
         c[i].params->ignore_eos = true;
-        cr_assert_eq(client_submit(&c[i]), MOE_OK);
+        cr_assert_eq(client_submit(e, &c[i]), MOE_OK);
     }
     for (uint32_t i = 0; i < 3; i++) {
         client_expect(&c[i], FINISH_LENGTH);
@@ -462,7 +330,7 @@ Test(engine, a_router_that_is_not_ready_is_waited_for_with_its_reason)
     char detail[64] = "";
     UNTIL(!engine_ready(e, detail, sizeof detail) && strstr(detail, "1 of 2 workers") != NULL);
     static client c;
-    client_go(&c, 4, 2, 0); /* its limits are known: it may queue */
+    client_go(e, &c, 4, 2, 0); /* its limits are known: it may queue */
     pthread_mutex_lock(&router.lock);
     router.ready = true;
     pthread_mutex_unlock(&router.lock);
@@ -478,10 +346,10 @@ Test(engine, a_refused_step_ends_its_sequences_with_the_reason_and_nothing_else)
         pthread_mutex_lock(&router.lock);
         router.fail = RPC_INVALID_ARGUMENT;
         pthread_mutex_unlock(&router.lock);
-        client_go(&c, 4, 5, round);
+        client_go(e, &c, 4, 5, round);
         client_expect(&c, FINISH_ERROR);
         cr_expect_not_null(strstr(c.error, "told to fail"), "%s", c.error);
-        client_go(&next, 4, 5, round);
+        client_go(e, &next, 4, 5, round);
         client_expect(&next, FINISH_LENGTH);
     }
     cr_expect_eq(router.refused, 0, "%s", router.refusal);
@@ -498,11 +366,11 @@ Test(engine, an_answer_that_does_not_fit_is_an_error_and_no_crash)
         client_init(&c, 6, 5, (uint64_t)how);
         c.wants_logprobs = c.wants_prompt_logprobs = c.params->prompt_logprobs = true;
         c.params->num_logprobs = 2;
-        cr_assert_eq(client_submit(&c), MOE_OK);
+        cr_assert_eq(client_submit(e, &c), MOE_OK);
         UNTIL(atomic_load(&c.ended) > 0);
         cr_expect_eq(c.finish, FINISH_ERROR, "spoiled as %d: finish %d", how, c.finish);
         cr_expect_eq(c.wrong, 0, "spoiled as %d: %s", how, c.first_wrong);
-        client_go(&next, 4, 5, (uint64_t)how);
+        client_go(e, &next, 4, 5, (uint64_t)how);
         client_expect(&next, FINISH_LENGTH);
     }
     cr_expect_eq(router.refused, 0, "%s", router.refusal);
@@ -543,7 +411,7 @@ Test(engine, a_router_that_comes_back_with_other_limits_is_refused)
     UNTIL(engine_refusal(e) != NULL);
     cr_expect_not_null(strstr(engine_refusal(e), "other limits"), "%s", engine_refusal(e));
     static client c; /* main ends the process now; whoever submits is answered all the same */
-    client_go(&c, 4, 5, 0);
+    client_go(e, &c, 4, 5, 0);
     engine_stop(e);
     client_check(&c, FINISH_ABORT);
     engine_free(e);
@@ -556,7 +424,7 @@ Test(engine, stopping_ends_every_sequence_even_when_the_router_never_answers)
     fake_router_hold(&router);
     static client c[20];
     for (uint32_t i = 0; i < 20; i++) {
-        client_go(&c[i], 1 + i, 5, i);
+        client_go(e, &c[i], 1 + i, 5, i);
     }
     fake_router_wait_held(&router);
     engine_stop(e);
@@ -565,7 +433,7 @@ Test(engine, stopping_ends_every_sequence_even_when_the_router_never_answers)
     }
     static client late;
     client_init(&late, 4, 2, 0);
-    cr_expect_eq(client_submit(&late), MOE_ECLOSED);
+    cr_expect_eq(client_submit(e, &late), MOE_ECLOSED);
     engine_abort(e, c[0].id);
     cr_expect(!engine_ready(e, NULL, 0));
     engine_free(e);
@@ -582,7 +450,7 @@ Test(engine, stopping_works_at_any_moment)
         if (i % 3 == 1 && i % 2) {
             UNTIL(engine_ready(e, NULL, 0));
             while (count < 3)
-                client_go(&c[count], 4, 40, count), count++;
+                client_go(e, &c[count], 4, 40, count), count++;
             UNTIL(atomic_load(&c[0].heard) >= i);
         }
         engine_stop(e);
@@ -623,7 +491,7 @@ load_main(void *arg)
         seq_id id;
         const bool reserved = engine_reserve(e, 1) == MOE_OK;
         const moe_err err =
-            engine_submit(e, c->tokens, c->prompt_len, c->params, sink, c, &id, &why);
+            engine_submit(e, c->tokens, c->prompt_len, c->params, client_sink, c, &id, &why);
         if (err) {
             if (reserved) engine_unreserve(e, 1);
             free(c->params);

@@ -129,7 +129,7 @@ spoil(answer *a, fake_spoil how)
 static void
 run(fake_router *r, fake_step step)
 {
-    static answer a; /* guarded by the lock */
+    static _Thread_local answer a; /* large; routers of one test run on several threads */
     const Conclave__StepRequest *q = step.request;
     a = (answer){.reply = CONCLAVE__STEP_REPLY__INIT, .top = {1, 2}};
     errbuf eb = {{0}};
@@ -164,7 +164,7 @@ run(fake_router *r, fake_step step)
     else if (lost)
         rpc_fail(step.call, RPC_UNAVAILABLE, "a worker was lost");
     else
-        rpc_reply(step.call, &a.reply.base);
+        rpc_reply(step.call, &a.reply.base), r->computed++;
 }
 
 static fake_step
@@ -292,13 +292,19 @@ fake_router_kill(fake_router *r)
 }
 
 void
-fake_router_restart(fake_router *r)
+fake_router_forget(fake_router *r)
 {
     pthread_mutex_lock(&r->lock);
     r->incarnation++;
     r->order = (step_order){0};
     memset(r->slots, 0, sizeof r->slots);
     pthread_mutex_unlock(&r->lock);
+}
+
+void
+fake_router_restart(fake_router *r)
+{
+    fake_router_forget(r);
     fake_router_serve(r);
 }
 

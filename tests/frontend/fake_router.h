@@ -70,6 +70,7 @@ typedef struct fake_router {
     uint32_t held_count;
     step_order order;
     uint32_t steps, refused; /* counts; refused: requests that broke a rule */
+    uint32_t computed;       /* steps that were answered well */
     char refusal[128];
     fake_slot slots[FAKE_SEQS_MAX];
 } fake_router;
@@ -81,6 +82,7 @@ void fake_router_serve(fake_router *r);
 void fake_router_kill(fake_router *r);
 /* A new life: another incarnation, nothing known. */
 void fake_router_restart(fake_router *r);
+void fake_router_forget(fake_router *r); /* the same, not serving yet */
 
 void fake_router_hold(fake_router *r);      /* from the next step on */
 void fake_router_wait_held(fake_router *r); /* until a step is held */
