@@ -208,6 +208,10 @@ adoption_renew_locked(membership *m)
         swap(&m->fitted, &m->next_fitted);
         m->adopted = true; /* who proposed it frees the old ones */
         changed = true;
+        if (m->config.follows) {
+            m->epoch = m->next_epoch;
+            m->fleet_version = m->next_version;
+        }
     }
     for (uint32_t id = 0; id < m->worker_end; id++) {
         changed = changed || m->members[id] != is_ready_locked(m, id);
@@ -217,7 +221,7 @@ adoption_renew_locked(membership *m)
     adoption_judge_locked(m);
     adoption_fit_locked(m);
     if (!m->ready) return;
-    m->epoch++;
+    if (!m->config.follows) m->epoch++;
     LOG_INFO("membership", "all experts are hosted workers=%u epoch=%llu", m->worker_end,
              (unsigned long long)m->epoch);
 }
@@ -248,6 +252,74 @@ membership_propose(membership *m, placement *next, errbuf *eb)
     placement_free(fitted);
     if (adopted) return MOE_OK;
     return err_set(eb, MOE_ECLOSED, "a worker was lost before its new experts could be used");
+}
+
+/* ---- following router 0 ---- */
+
+void
+membership_forsake(membership *m, const bool *forsaken, uint32_t worker_end)
+{
+    pthread_mutex_lock(&m->lock);
+    for (uint32_t w = 0; w < worker_end; w++) {
+        if (forsaken[w]) m->workers[w].last_seen_ns = 0;
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* Before it is proposed: a step that ends meanwhile may adopt it. */
+static void
+host_what_it_names(membership *m, const placement *p)
+{
+    for (uint32_t w = 0; w < p->worker_count; w++) {
+        for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
+            for (uint32_t l = 0; l < p->num_layers; l++) {
+                const uint32_t e = placement_layer_slots(p, l)[s];
+                if (e == PLACEMENT_EMPTY) continue;
+                bool *has = &hosted_locked(m, w)[(size_t)l * p->num_experts + e];
+                m->workers[w].experts_hosted += !*has;
+                *has = true;
+            }
+        }
+    }
+}
+
+moe_err
+membership_follow(membership *m, uint64_t epoch, uint64_t fleet_version, placement *next,
+                  errbuf *eb)
+{
+    placement *fitted = NULL;
+    moe_err err = next != NULL ? placement_clone(&fitted, next, eb) : MOE_OK;
+    if (err) {
+        placement_free(next);
+        return err;
+    }
+    pthread_mutex_lock(&m->lock);
+    if (next == NULL) {
+        m->epoch = epoch;
+        m->fleet_version = fleet_version;
+    } else {
+        host_what_it_names(m, next);
+        m->started = m->started || is_there(m, next);
+        swap(&m->next, &next); /* what was there is not used by any step, adopted or not */
+        swap(&m->next_fitted, &fitted);
+        m->next_epoch = epoch;
+        m->next_version = fleet_version;
+        m->adopted = false;
+        adoption_renew_locked(m);
+    }
+    pthread_mutex_unlock(&m->lock);
+    placement_free(next);
+    placement_free(fitted);
+    return MOE_OK;
+}
+
+void
+membership_followed(membership *m, uint64_t *epoch, uint64_t *fleet_version)
+{
+    pthread_mutex_lock(&m->lock);
+    *epoch = m->epoch;
+    *fleet_version = m->fleet_version;
+    pthread_mutex_unlock(&m->lock);
 }
 
 /* ---- what workers host ---- */

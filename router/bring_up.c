@@ -48,7 +48,9 @@ begin_load(bring_up_call *call)
         if (tp || placement_is_host(m->home, i / l->num_experts, i % l->num_experts, id))
             call->experts[count++] = i;
     }
-    load.epoch = m->epoch + 1; /* it is served from a later one on */
+    /* It is served from a later one on; but other routers may still use what an earlier life of
+     * this one has placed. */
+    load.epoch = m->config.shared ? 1 : m->epoch + 1;
     pthread_mutex_unlock(&m->lock);
     load.tp_rank = tp ? id : 0;
     load.tp_ranks = tp ? m->config.worker_count : 1;
@@ -135,7 +137,7 @@ begin_bring_up(membership *m, uint32_t id)
                                                       .message_bytes_max = LOAD_MESSAGE_BYTES,
                                                       .lost_bell = &m->bell},
                                 &call->eb);
-    if (!call->err) begin_load(call);
+    if (!call->err && !m->config.follows) begin_load(call);
 }
 
 static void
@@ -160,7 +162,8 @@ end_bring_up(membership *m, uint32_t id)
         w->state = call->err ? LOST : READY; /* LOST: its next heartbeat makes it register again */
         w->bytes_hosted = call->worker.bytes_hosted;
         w->experts_hosted = call->worker.experts_hosted;
-        for (uint32_t i = 0; i < w->experts_hosted && m->hosted != NULL && !call->err; i++)
+        for (uint32_t i = 0;
+             i < w->experts_hosted && call->experts != NULL && m->hosted != NULL && !call->err; i++)
             hosted_locked(m, id)[call->experts[i]] = true;
         if (!call->err) {
             unused = w->watch;

@@ -11,6 +11,7 @@
 #include "common/program.h"
 #include "router/balancer.h"
 #include "router/eplb_config.h"
+#include "router/follower.h"
 #include "router/placement.h"
 #include "router/service.h"
 
@@ -33,6 +34,12 @@ stop(void)
     membership_stop(running);
 }
 
+static bool
+is_stopping(void)
+{
+    return atomic_load(&stopping);
+}
+
 static void
 on_signal(int sig)
 {
@@ -44,17 +51,40 @@ typedef struct options {
     const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
         *transport, *packed_cache, *cpu_affinity, *log_level, *eplb_config, *eplb_policy,
         *routing_trace;
-    int64_t router_id, workers, num_redundant_experts, max_num_seqs, max_num_batched_tokens,
-        max_model_len, num_kv_blocks, micro_batches, threads, worker_timeout_ms, eplb_move_mbps;
+    int64_t router_id, routers, workers, num_redundant_experts, max_num_seqs,
+        max_num_batched_tokens, max_model_len, num_kv_blocks, micro_batches, threads,
+        worker_timeout_ms, eplb_move_mbps;
     bool eplb, profile, print_run_id;
 } options;
+
+/* This router's part of a total of the cell: equal parts, the first routers' larger by the rest. */
+static uint32_t
+share_of(const options *o, int64_t total)
+{
+    return (uint32_t)(total / o->routers + (o->router_id < total % o->routers));
+}
+
+static moe_err
+check_shares(const options *o, errbuf *eb)
+{
+    if (o->router_id >= o->routers)
+        return err_set(eb, MOE_ERANGE, "--router-id %lld: --routers is %lld",
+                       (long long)o->router_id, (long long)o->routers);
+    if (o->max_num_seqs < o->routers || o->max_num_batched_tokens < o->routers)
+        return err_set(eb, MOE_ERANGE,
+                       "--max-num-seqs %lld and --max-num-batched-tokens %lld are shared by %lld "
+                       "routers: each needs one at least",
+                       (long long)o->max_num_seqs, (long long)o->max_num_batched_tokens,
+                       (long long)o->routers);
+    return MOE_OK;
+}
 
 static transformer_config
 size_transformer(const options *o, const model_config *model)
 {
     transformer_config c = {.expert_dtype = dtype_parse(o->dtype),
-                            .token_max = (uint32_t)o->max_num_batched_tokens,
-                            .seq_max = (uint32_t)o->max_num_seqs,
+                            .token_max = share_of(o, o->max_num_batched_tokens),
+                            .seq_max = share_of(o, o->max_num_seqs),
                             .micro_batches = (uint32_t)o->micro_batches};
     c.attn_dtype = strcmp(o->attn_dtype, "auto") == 0 ? c.expert_dtype : dtype_parse(o->attn_dtype);
     if (strcmp(o->kv_dtype, "auto") == 0)
@@ -143,7 +173,12 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     transformer_config sizes = {0};
     identity id;
 
-    moe_err err = affinity_apply(o->cpu_affinity, (uint32_t)o->router_id, eb);
+    const bool follows = o->router_id != 0;
+    follower *follow = NULL;
+    char leader_url[RUN_URL_MAX];
+    run_dir_url(run, "router", 0, leader_url);
+    moe_err err = check_shares(o, eb);
+    if (!err) err = affinity_apply(o->cpu_affinity, (uint32_t)o->router_id, eb);
     if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (err) goto done;
     const model_config *model = checkpoint_config(ckpt);
@@ -193,9 +228,23 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                              .limits = limits,
                              .router_end = exchange,
                              .router_id = (uint32_t)o->router_id,
-                             .router_incarnation = incarnation},
+                             .router_incarnation = incarnation,
+                             .follows = follows,
+                             .shared = o->routers > 1},
         eb);
-    if (!err) err = start_feed(&feed, o, model, id.model.fingerprint, &balance, running, eb);
+    if (!err && follows)
+        err = follower_create(&follow,
+                              &(follower_config){.router_url = leader_url,
+                                                 .router_id = (uint32_t)o->router_id,
+                                                 .router_incarnation = incarnation,
+                                                 .identity = &id,
+                                                 .limits = limits,
+                                                 .mode = tp ? WIRE_TP : WIRE_EP,
+                                                 .membership = running,
+                                                 .stopping = is_stopping},
+                              eb);
+    if (!err && !follows)
+        err = start_feed(&feed, o, model, id.model.fingerprint, &balance, running, eb);
     if (err) goto done;
     err = stepper_start(&step,
                         &(stepper_config){.transformer = tf,
@@ -211,7 +260,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                           .phases = &profile},
                         eb);
     (void)eplb_policy_parse(o->eplb_policy, &policy);
-    if (!err && !tp)
+    if (!err && !tp && !follows)
         err = balancer_start(
             &balance_thread,
             &(balancer_config){.membership = running,
@@ -234,6 +283,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                                         .membership = running,
                                                         .stepper = step,
                                                         .balancer = balance_thread,
+                                                        .follows = follows,
                                                         .eplb = o->eplb,
                                                         .eplb_policy = o->eplb_policy,
                                                         .kv_block_count = sizes.kv_block_count,
@@ -255,7 +305,10 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     while (!atomic_load(&stopping)) {
-        membership_update(running, UPDATE_MS);
+        if (follows)
+            follower_update(follow, UPDATE_MS);
+        else
+            membership_update(running, UPDATE_MS);
     }
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
@@ -267,6 +320,7 @@ done:
     balancer_stop(balance_thread);
     stepper_stop(step);
     load_feed_stop(feed);
+    follower_free(follow);
     membership_free(running);
     router_end_free(exchange);
     transformer_free(tf);
@@ -286,8 +340,10 @@ main(int argc, char **argv)
         {"model", NULL, FLAG_STRING, &o.model, NULL, 0, 0, NULL, NULL, "checkpoint folder"},
         {"run-dir", NULL, FLAG_STRING, &o.run_dir, "./run", 0, 0, NULL, NULL,
          "folder of this fleet: sockets, logs, shared-memory names"},
-        {"router-id", NULL, FLAG_INT, &o.router_id, "0", 0, 0, NULL, NULL,
-         "rank of this router (one router in this version)"},
+        {"router-id", NULL, FLAG_INT, &o.router_id, "0", 0, ROUTER_MAX - 1, NULL, NULL,
+         "rank of this router; 0 keeps the list of workers and places experts, others follow it"},
+        {"routers", "data-parallel-size", FLAG_INT, &o.routers, "1", 1, ROUTER_MAX, NULL, NULL,
+         "routers of the cell: each runs attention for sequences of its own"},
         {"workers", NULL, FLAG_INT, &o.workers, "2", 1, WORKER_MAX, NULL, NULL,
          "expert workers to wait for"},
         {"parallelism", NULL, FLAG_CHOICE, &o.parallelism, "ep", 0, 0, "ep|tp", NULL,
@@ -318,14 +374,14 @@ main(int argc, char **argv)
         {"exchange-transport", NULL, FLAG_CHOICE, &o.transport, "ipc", 0, 0, "ipc|tcp", NULL,
          "accepted for symmetry; workers choose what their nng links run over"},
         {"max-num-seqs", NULL, FLAG_INT, &o.max_num_seqs, "32", 1, 65536, NULL, "sequences",
-         "most sequences in one step"},
+         "most sequences in one step of all routers together: each has its part"},
         {"max-num-batched-tokens", NULL, FLAG_INT, &o.max_num_batched_tokens, "2048", 1,
-         EXCHANGE_TOKEN_MAX, NULL, "tokens", "most tokens in one step"},
+         EXCHANGE_TOKEN_MAX, NULL, "tokens", "most tokens in one step, in the same way"},
         {"max-model-len", NULL, FLAG_INT, &o.max_model_len, "0", 0, MODEL_POSITION_MAX, NULL,
          "tokens", "longest prompt and output together; 0 = the model's, at most 4096"},
         {"num-kv-blocks", "num-gpu-blocks-override", FLAG_INT, &o.num_kv_blocks, "0", 0, 1 << 30,
          NULL, "blocks of 16 tokens",
-         "size of the KV cache; 0 = full length for all, at most 1 GiB"},
+         "size of this router's KV cache; 0 = full length for all, at most 1 GiB"},
         {"micro-batches", NULL, FLAG_INT, &o.micro_batches, "1", 1, MICRO_BATCH_MAX, NULL, NULL,
          "ping-pong pipeline of attention and experts"},
         {"threads", NULL, FLAG_INT, &o.threads, "0", 0, POOL_THREAD_MAX, NULL, NULL,
@@ -362,7 +418,9 @@ main(int argc, char **argv)
         rc = 0;
     } else if (rc == PROGRAM_GO_ON) {
         errbuf eb = {{0}};
-        program_log(&p, "router-0");
+        char role[32];
+        snprintf(role, sizeof role, "router-%lld", (long long)o.router_id);
+        program_log(&p, role);
         rc = serve(&o, &run, &eb);
     }
     flags_fini(&f);

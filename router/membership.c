@@ -50,6 +50,7 @@ membership_free(membership *m)
 bool
 is_silent_locked(const membership *m, const worker *w, uint64_t now)
 {
+    if (m->config.follows) return w->last_seen_ns == 0; /* membership_forsake() */
     return now > w->last_seen_ns + m->config.worker_timeout_ms * NS_PER_MS;
 }
 
@@ -176,8 +177,8 @@ membership_check(membership *m)
             m->started = m->started && is_ready_locked(m, id);
     }
     adoption_renew_locked(m);
-    bool bring_up = any_registered && (m->started || !any_missing);
-    if (bring_up) {
+    bool bring_up = any_registered && (m->started || !any_missing || m->config.follows);
+    if (bring_up && !m->config.follows) {
         errbuf eb;
         bring_up = adoption_start_locked(m, &eb) == MOE_OK;
         if (!bring_up) LOG_WARN("membership", "experts can't be placed: %s", eb.text);

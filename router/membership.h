@@ -52,6 +52,10 @@ typedef struct membership_config {
     router_end *router_end; /* borrowed */
     uint32_t router_id;
     uint64_t router_incarnation;
+    bool follows; /* router 0 decides (router/follower.h): workers are not told to load anything,
+                     one is lost when membership_forsake() says so, or its connection ends, and
+                     placements and epochs come with membership_follow() */
+    bool shared;  /* other routers follow this one */
 } membership_config;
 
 moe_err membership_create(membership **out, const membership_config *config, errbuf *eb);
@@ -167,5 +171,20 @@ void membership_set_shortfall(membership *m, uint64_t bytes);
 moe_err membership_drain(membership *m, const uint32_t *ids, size_t count, errbuf *eb);
 /* One that is being drained, and hosts nothing more, has been told to end: forget it. */
 void membership_dismiss(membership *m, uint32_t worker, uint64_t incarnation);
+
+/* ---- of a router that follows router 0 (config.follows); from the control thread ---- */
+
+/* Of these workers [worker_end] router 0 says nothing any more: they are given up at the next
+ * update(). */
+void membership_forsake(membership *m, const bool *forsaken, uint32_t worker_end);
+
+/* Use this placement (owned from here on, also after errors) as soon as no step is under way and
+ * all that it names is ready; workers host what it names.  Another call replaces one that is not
+ * used yet.  WIRE_TP: next is NULL, and only the epoch counts.  Does not wait.
+ *   MOE_ENOMEM  */
+moe_err membership_follow(membership *m, uint64_t epoch, uint64_t fleet_version, placement *next,
+                          errbuf *eb);
+/* Of the placement that steps use; 0 = none yet. */
+void membership_followed(membership *m, uint64_t *epoch, uint64_t *fleet_version);
 
 #endif

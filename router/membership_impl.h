@@ -43,6 +43,12 @@ typedef struct bring_up_call {
     moe_err err;
 } bring_up_call;
 
+/* A router that follows this one. */
+typedef struct follower_seen {
+    uint64_t incarnation; /* 0: never seen */
+    uint64_t fleet_version, seen_ns;
+} follower_seen;
+
 struct membership {
     membership_config config;
     size_t id_count;      /* L * E */
@@ -62,7 +68,9 @@ struct membership {
      * without workers that are not there, and is what steps use: changed between steps, or by the
      * step thread.  `next` is proposed, with its own `next_fitted`. */
     placement *home, *fitted, *next, *next_fitted;
-    bool adopted;             /* next changed places with home */
+    bool adopted;                                     /* next changed places with home */
+    uint64_t next_epoch, next_version, fleet_version; /* config.follows: of next; of home */
+    follower_seen followers[ROUTER_MAX];
     bool members[WORKER_MAX]; /* who is in this epoch's placement */
     bool *hosted;             /* WIRE_EP: [WORKER_MAX][L * E] what each worker is known to host */
     worker workers[WORKER_MAX];

@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "router/fleet_share.h"
 #include "router/move_stage.h"
 
 #define MOVE_TIMEOUT_MS (3600u * 1000)
@@ -14,6 +15,7 @@
 #define STATS_TIMEOUT_MS 500
 /* A release is only left when its worker is lost: else, who knows what was released? */
 #define RELEASE_TIMEOUT_MS 2000
+#define FOLLOWERS_TIMEOUT_MS 5000
 #define POLL_MS 20
 #define MESSAGE_BYTES (16u << 20)
 
@@ -398,6 +400,8 @@ void
 mover_release_surplus(mover *mv)
 {
     errbuf eb;
+    /* Other routers' steps may still use it; what stays is released at another time. */
+    if (!fleet_wait_for_followers(mv->config.membership, FOLLOWERS_TIMEOUT_MS)) return;
     if (membership_look(mv->config.membership, &mv->view, &eb)) return;
     for (uint32_t w = 0; w < mv->view.worker_end; w++) {
         if (!mv->view.members[w].ready) continue;

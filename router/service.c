@@ -4,6 +4,7 @@
 
 #include "common/clock.h"
 #include "proto/rpc.h"
+#include "router/fleet_share.h"
 
 #define MESSAGE_BYTES_MAX (64u << 20)
 
@@ -52,6 +53,10 @@ on_register_worker(Conclave__Router_Service *rpc, const Conclave__RegisterReques
 {
     const router_service_config *c = &self_of(rpc)->config;
     errbuf eb = {{0}};
+    if (c->follows) {
+        rpc_fail(data, RPC_UNAVAILABLE, "workers register with router 0");
+        return;
+    }
     const moe_err err = membership_on_register(c->membership, request, &eb);
     if (err == MOE_EMISMATCH || err == MOE_ERANGE) {
         rpc_fail(data, RPC_FAILED_PRECONDITION, "%s", eb.text);
@@ -200,6 +205,25 @@ on_rebalance(Conclave__Router_Service *rpc, const Conclave__RebalanceRequest *re
     }
     balancer_rebalance(b);
     closure(&reply, data);
+}
+
+static void
+on_fleet(Conclave__Router_Service *rpc, const Conclave__FleetRequest *request,
+         Conclave__FleetReply_Closure closure, void *data)
+{
+    const router_service_config *c = &self_of(rpc)->config;
+    errbuf eb = {{0}};
+    fleet_answer *answer = NULL;
+    if (c->follows) {
+        rpc_fail(data, RPC_FAILED_PRECONDITION, "this is not router 0");
+        return;
+    }
+    const moe_err err = fleet_on_request(c->membership, request, &answer, &eb);
+    if (err)
+        rpc_fail_err(data, err, &eb);
+    else
+        closure(&answer->reply, data);
+    fleet_answer_free(answer);
 }
 
 moe_err

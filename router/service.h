@@ -19,6 +19,7 @@ typedef struct router_service_config {
     membership *membership;
     stepper *stepper;
     balancer *balancer; /* NULL with tensor parallelism */
+    bool follows;       /* not router 0: it has no workers of its own */
     bool eplb;
     const char *eplb_policy;
     uint32_t kv_block_count;

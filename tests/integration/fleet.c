@@ -140,9 +140,17 @@ start(fleet *f, const char *program, const char *name, const char *own, const ch
 fleet_process *
 fleet_start_router(fleet *f)
 {
-    char own[32];
-    snprintf(own, sizeof own, "--workers=%u", f->options.workers);
-    return start(f, "router", "router-0", own, f->options.cell_flags, f->options.router_flags,
+    return fleet_start_router_id(f, 0);
+}
+
+fleet_process *
+fleet_start_router_id(fleet *f, uint32_t id)
+{
+    char own[64], name[16];
+    snprintf(own, sizeof own, "--workers=%u --routers=%u --router-id=%u", f->options.workers,
+             f->options.routers, id);
+    snprintf(name, sizeof name, "router-%u", id);
+    return start(f, "router", name, own, f->options.cell_flags, f->options.router_flags,
                  f->options.router_mask);
 }
 
@@ -159,8 +167,9 @@ fleet_start_worker(fleet *f, uint32_t id)
 fleet_process *
 fleet_start_frontend(fleet *f)
 {
-    fleet_process *p =
-        start(f, "frontend", "frontend", "--port=0", NULL, f->options.frontend_flags, NULL);
+    char own[64];
+    snprintf(own, sizeof own, "--port=0 --routers=%u", f->options.routers);
+    fleet_process *p = start(f, "frontend", "frontend", own, NULL, f->options.frontend_flags, NULL);
     fleet_wait_log(f, "frontend", " model=");
     char *log = fleet_log(f, "frontend");
     const char *url = strstr(log, "url=http://");
@@ -266,20 +275,36 @@ fleet_count_fds(fleet *f, const char *name)
     return count;
 }
 
-double
-fleet_metric(const fleet *f, const char *name)
+static double
+labelled_metric(const fleet *f, const char *name, const char *label)
 {
     const size_t n = strlen(name);
     double value = NAN;
     http_reply r = http_call(f->url, "GET", "/metrics", NULL, NULL);
     for (const char *line = r.body; line != NULL && *line != '\0';) {
         const char *end = strchr(line, '\n'), *brace = strchr(line, '}');
-        if (strncmp(line, name, n) == 0 && (line[n] == ' ' || line[n] == '{'))
+        const bool named = strncmp(line, name, n) == 0 && (line[n] == ' ' || line[n] == '{');
+        const char *at = label == NULL ? line : strstr(line, label);
+        if (named && at != NULL && (end == NULL || at < end))
             value = strtod(line[n] == ' ' ? line + n : brace + 1, NULL);
         line = end == NULL ? NULL : end + 1;
     }
     http_reply_fini(&r);
     return value;
+}
+
+double
+fleet_metric(const fleet *f, const char *name)
+{
+    return labelled_metric(f, name, NULL);
+}
+
+double
+fleet_router_metric(const fleet *f, const char *name, uint32_t router)
+{
+    char label[32];
+    snprintf(label, sizeof label, "router=\"%u\"", router);
+    return labelled_metric(f, name, label);
 }
 
 void
@@ -298,7 +323,9 @@ fleet_open(fleet *f, const fleet_options *options)
     curl_global_init(CURL_GLOBAL_DEFAULT); /* before any thread is started */
     *f = (fleet){.options = *options};
     if (f->options.workers == 0) f->options.workers = 2;
+    if (f->options.routers == 0) f->options.routers = 1;
     cr_assert(f->options.workers <= FLEET_WORKERS_MAX);
+    cr_assert(f->options.routers <= FLEET_ROUTERS_MAX);
     if (options->model != NULL)
         snprintf(f->model, sizeof f->model, "%s", options->model);
     else
@@ -327,13 +354,23 @@ fleet_wait_ready(fleet *f)
             cr_assert(fleet_is_running(&f->processes[i]), "%s ended", f->processes[i].name);
         if (status != 200) fleet_pause(&since, "/health");
     }
+    for (uint32_t r = 0; r < f->options.routers; r++) /* it serves with the first already */
+        fleet_wait_router(f, r);
+}
+
+void
+fleet_wait_router(const fleet *f, uint32_t id)
+{
+    for (uint64_t since = 0; fleet_router_metric(f, "conclave:router_ready", id) != 1;)
+        fleet_pause(&since, "a router");
 }
 
 void
 fleet_start(fleet *f, const fleet_options *options)
 {
     fleet_open(f, options);
-    fleet_start_router(f);
+    for (uint32_t id = 0; id < f->options.routers; id++)
+        fleet_start_router_id(f, id);
     for (uint32_t id = 0; id < f->options.workers; id++)
         fleet_start_worker(f, id);
     fleet_start_frontend(f);

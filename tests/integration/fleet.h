@@ -19,7 +19,8 @@
 #include "tests/support/openai_pattern.h"
 
 #define FLEET_WORKERS_MAX 8
-#define FLEET_PROCESSES_MAX (FLEET_WORKERS_MAX + 2)
+#define FLEET_ROUTERS_MAX 4
+#define FLEET_PROCESSES_MAX (FLEET_WORKERS_MAX + FLEET_ROUTERS_MAX + 1)
 #define FLEET_MODEL "demo"
 
 /* Less work where every step costs ten times as much. */
@@ -32,6 +33,7 @@
 /* Flags are separated by single spaces; NULL: none. */
 typedef struct fleet_options {
     uint32_t workers;       /* 0: 2 */
+    uint32_t routers;       /* 0: 1 */
     const char *cell_flags; /* of the router and of every worker */
     const char *router_flags, *worker_flags, *frontend_flags;
     const char *model;                           /* NULL: models/demo */
@@ -64,7 +66,8 @@ void fleet_clean_up(void);
 
 /* The steps of fleet_start(), for tests that take another order. */
 void fleet_open(fleet *f, const fleet_options *options);
-fleet_process *fleet_start_router(fleet *f);
+fleet_process *fleet_start_router(fleet *f); /* router 0 */
+fleet_process *fleet_start_router_id(fleet *f, uint32_t id);
 fleet_process *fleet_start_worker(fleet *f, uint32_t id);
 fleet_process *fleet_start_frontend(fleet *f); /* url is set when it listens */
 void fleet_wait_ready(fleet *f);
@@ -88,6 +91,10 @@ int fleet_run(fleet *f, const char *program, const char *flags, char *out, size_
 
 /* A sample of /metrics, by its name (labels are not looked at); NAN if there is none. */
 double fleet_metric(const fleet *f, const char *name);
+/* The same, of one router. */
+double fleet_router_metric(const fleet *f, const char *name, uint32_t router);
+/* Wait until that router serves. */
+void fleet_wait_router(const fleet *f, uint32_t id);
 /* Wait until it has the value. */
 void fleet_wait_metric(const fleet *f, const char *name, double value);
 

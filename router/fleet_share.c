@@ -1,0 +1,161 @@
+#include "router/fleet_share.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/futex.h"
+#include "common/hash.h"
+#include "common/log.h"
+#include "router/membership_impl.h"
+
+/* Slot s of layer l as followers may use it: expert + 1, or 0.  Not `fitted`: that is without
+ * workers that came back during a step. */
+static uint32_t
+shared_slot_locked(const membership *m, uint32_t w, uint32_t l, uint32_t s)
+{
+    const uint32_t e = placement_layer_slots(m->home, l)[s];
+    if (e == PLACEMENT_EMPTY || !is_ready_locked(m, w)) return 0;
+    const size_t id = (size_t)l * m->home->num_experts + e;
+    return m->hosted[w * m->id_count + id] ? e + 1 : 0;
+}
+
+/* One number for epoch and placement; never 0. */
+static uint64_t
+fleet_version_locked(const membership *m)
+{
+    uint64_t h = hash_combine(m->config.router_incarnation, m->epoch);
+    const placement *p = m->home;
+    for (uint32_t w = 0; p != NULL && w < p->worker_count; w++) {
+        h = hash_combine(h, p->slot_first[w]);
+        for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
+            for (uint32_t l = 0; l < p->num_layers; l++)
+                h = hash_combine(h, shared_slot_locked(m, w, l, s));
+        }
+    }
+    return h | 1;
+}
+
+static moe_err
+fill_placement_locked(const membership *m, fleet_answer *a, errbuf *eb)
+{
+    const placement *p = m->home;
+    const size_t count = (size_t)p->num_layers * p->slot_count;
+    a->slots = malloc((count + 1) * sizeof *a->slots);
+    if (a->slots == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    for (uint32_t w = 0; w < p->worker_count; w++) {
+        a->slot_counts[w] = p->slot_first[w + 1] - p->slot_first[w];
+        for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
+            for (uint32_t l = 0; l < p->num_layers; l++)
+                a->slots[(size_t)l * p->slot_count + s] = shared_slot_locked(m, w, l, s);
+        }
+    }
+    a->reply.has_placement = true;
+    a->reply.n_slot_counts = p->worker_count;
+    a->reply.slot_counts = a->slot_counts;
+    a->reply.n_slots = count;
+    a->reply.slots = a->slots;
+    return MOE_OK;
+}
+
+static void
+fill_workers_locked(const membership *m, fleet_answer *a)
+{
+    for (uint32_t id = 0; id < m->worker_end; id++) {
+        const worker *w = &m->workers[id];
+        if (!is_ready_locked(m, id)) continue;
+        member *texts = &a->members[id];
+        memcpy(texts->control_url, w->control_url, sizeof texts->control_url);
+        memcpy(texts->host_id, w->host_id, sizeof texts->host_id);
+        Conclave__FleetWorker *out = &a->workers[a->reply.n_workers];
+        conclave__fleet_worker__init(out);
+        out->worker_id = id;
+        out->incarnation = w->incarnation;
+        out->control_url = texts->control_url;
+        out->host_id = texts->host_id;
+        out->pid = w->pid;
+        a->pointers[a->reply.n_workers++] = out;
+    }
+    a->reply.workers = a->pointers;
+}
+
+/* With the lock. */
+static void
+note_follower(membership *m, const Conclave__FleetRequest *q)
+{
+    follower_seen *f = &m->followers[q->router_id];
+    if (f->incarnation != q->incarnation)
+        LOG_INFO("membership", "router %u follows epoch=%llu", q->router_id,
+                 (unsigned long long)q->epoch);
+    *f = (follower_seen){q->incarnation, q->fleet_version, clock_now_ns()};
+    if (q->epoch > m->epoch) m->epoch = q->epoch; /* of an earlier life of this router */
+}
+
+moe_err
+fleet_on_request(membership *m, const Conclave__FleetRequest *q, fleet_answer **out, errbuf *eb)
+{
+    char peer[32];
+    *out = NULL;
+    if (q->router_id == 0 || q->router_id >= ROUTER_MAX)
+        return err_set(eb, MOE_ERANGE, "router %u does not follow: ids are 1 to %d", q->router_id,
+                       ROUTER_MAX - 1);
+    snprintf(peer, sizeof peer, "router %u", q->router_id);
+    moe_err err = identity_check(m->config.identity, peer, q->version, q->model, q->numeric, eb);
+    if (err) return err;
+    fleet_answer *a = calloc(1, sizeof *a);
+    if (a == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    conclave__fleet_reply__init(&a->reply);
+    a->reply.parallelism = (char *)(uintptr_t)(m->config.mode == WIRE_TP ? "tp" : "ep");
+    pthread_mutex_lock(&m->lock);
+    note_follower(m, q);
+    a->reply.fleet_version = fleet_version_locked(m);
+    a->reply.epoch = m->epoch;
+    fill_workers_locked(m, a);
+    if (m->home != NULL && m->started && a->reply.fleet_version != q->fleet_version)
+        err = fill_placement_locked(m, a, eb);
+    pthread_mutex_unlock(&m->lock);
+    futex_bump(&m->left); /* for who waits below */
+    if (err) {
+        fleet_answer_free(a);
+        return err;
+    }
+    *out = a;
+    return MOE_OK;
+}
+
+void
+fleet_answer_free(fleet_answer *a)
+{
+    if (a == NULL) return;
+    free(a->slots);
+    free(a);
+}
+
+static bool
+all_have_adopted(membership *m)
+{
+    bool all = true;
+    pthread_mutex_lock(&m->lock);
+    const uint64_t now = clock_now_ns(), version = fleet_version_locked(m);
+    for (uint32_t r = 0; r < ROUTER_MAX; r++) {
+        const follower_seen *f = &m->followers[r];
+        const bool alive =
+            f->incarnation != 0 && now < f->seen_ns + FOLLOWER_TIMEOUT_MS * NS_PER_MS;
+        all = all && (!alive || f->fleet_version == version);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return all;
+}
+
+bool
+fleet_wait_for_followers(membership *m, uint32_t timeout_ms)
+{
+    const uint64_t until = clock_now_ns() + timeout_ms * NS_PER_MS;
+    for (;;) {
+        const uint32_t seen = atomic_load(&m->left);
+        if (all_have_adopted(m)) return true;
+        if (atomic_load(&m->stopping) || clock_now_ns() >= until) return false;
+        futex_wait_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
+    }
+}

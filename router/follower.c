@@ -1,0 +1,199 @@
+#include "router/follower.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "proto/rpc.h"
+
+#define FLEET_TIMEOUT_MS 2000
+#define CALL_POLL_MS 50
+#define MESSAGE_BYTES (64u << 20)
+
+/* Router's methods, in the order of conclave.proto. */
+enum { METHOD_FLEET = 8 };
+
+struct follower {
+    follower_config config;
+    rpc_client *client;
+    uint64_t told;              /* the last placement's fleet_version, for the log */
+    bool anew;                  /* the next answer is to have the placement in any case */
+    bool heard;                 /* the last question was answered: what is new is worth a line */
+    uint64_t known[WORKER_MAX]; /* lives in the last answer; 0: not there */
+};
+
+moe_err
+follower_create(follower **out, const follower_config *config, errbuf *eb)
+{
+    *out = NULL;
+    follower *f = calloc(1, sizeof *f);
+    if (f == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    f->config = *config;
+    f->heard = true;
+    const moe_err err =
+        rpc_client_open(&f->client,
+                        &(rpc_client_options){.url = config->router_url,
+                                              .service = &conclave__router__descriptor,
+                                              .message_bytes_max = MESSAGE_BYTES},
+                        eb);
+    if (err) {
+        free(f);
+        return err;
+    }
+    *out = f;
+    return MOE_OK;
+}
+
+void
+follower_free(follower *f)
+{
+    if (f == NULL) return;
+    rpc_client_close(f->client);
+    free(f);
+}
+
+/* ---- the placement ---- */
+
+moe_err
+follower_read_placement(const Conclave__FleetReply *reply, const exchange_limits *limits,
+                        placement **out, errbuf *eb)
+{
+    *out = NULL;
+    if (!reply->has_placement) return MOE_OK;
+    uint64_t slot_count = 0;
+    if (reply->n_slot_counts == 0 || reply->n_slot_counts > WORKER_MAX)
+        return err_set(eb, MOE_EINVAL, "a placement of %zu workers", reply->n_slot_counts);
+    for (size_t w = 0; w < reply->n_slot_counts; w++)
+        slot_count += reply->slot_counts[w];
+    if (slot_count > PLACEMENT_SLOT_MAX || reply->n_slots != slot_count * limits->num_layers)
+        return err_set(eb, MOE_EINVAL, "a placement of %zu slots, not %u layers of %llu",
+                       reply->n_slots, limits->num_layers, (unsigned long long)slot_count);
+    for (size_t i = 0; i < reply->n_slots; i++) {
+        if (reply->slots[i] > limits->num_experts)
+            return err_set(eb, MOE_EINVAL, "slot %zu holds expert %u of %u", i, reply->slots[i] - 1,
+                           limits->num_experts);
+    }
+    placement *p;
+    const moe_err err = placement_create(&p, limits->num_layers, limits->num_experts,
+                                         (uint32_t)reply->n_slot_counts, reply->slot_counts, eb);
+    if (err) return err;
+    for (size_t i = 0; i < reply->n_slots; i++)
+        p->slots[i] = reply->slots[i] == 0 ? PLACEMENT_EMPTY : reply->slots[i] - 1;
+    placement_index(p);
+    placement_set_even_shares(p);
+    *out = p;
+    return MOE_OK;
+}
+
+static void
+adopt(follower *f, const Conclave__FleetReply *reply)
+{
+    errbuf eb = {{0}};
+    placement *next;
+    moe_err err = follower_read_placement(reply, &f->config.limits, &next, &eb);
+    if (!err && next == NULL && f->config.mode != WIRE_TP) return; /* nothing new, or not yet */
+    if (!err)
+        err =
+            membership_follow(f->config.membership, reply->epoch, reply->fleet_version, next, &eb);
+    if (err)
+        LOG_WARN("follower", "the placement can't be used: %s", eb.text);
+    else if (f->told != reply->fleet_version)
+        LOG_INFO("follower", "new placement epoch=%llu workers=%zu",
+                 (unsigned long long)reply->epoch, reply->n_workers);
+    f->told = reply->fleet_version;
+    f->anew = err != MOE_OK;
+}
+
+/* ---- the workers ---- */
+
+/* As if it had registered here. */
+static void
+register_worker(follower *f, const Conclave__FleetWorker *w)
+{
+    errbuf eb = {{0}};
+    const identity *id = f->config.identity;
+    Conclave__RegisterRequest r = CONCLAVE__REGISTER_REQUEST__INIT;
+    r.worker_id = w->worker_id;
+    r.incarnation = w->incarnation;
+    r.version = (char *)(uintptr_t)CONCLAVE_VERSION;
+    r.control_url = w->control_url;
+    r.host_id = w->host_id;
+    r.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
+    r.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;
+    r.pid = w->pid;
+    if (membership_on_register(f->config.membership, &r, &eb))
+        LOG_WARN("follower", "worker %u can't be used: %s", w->worker_id, eb.text);
+    f->anew = true; /* what it hosts is forgotten */
+}
+
+static void
+take_workers(follower *f, const Conclave__FleetReply *reply)
+{
+    membership *m = f->config.membership;
+    bool forsaken[WORKER_MAX];
+    uint64_t lives[WORKER_MAX] = {0};
+    for (size_t i = 0; i < reply->n_workers; i++) {
+        const Conclave__FleetWorker *w = reply->workers[i];
+        if (w->worker_id < WORKER_MAX) lives[w->worker_id] = w->incarnation;
+    }
+    for (uint32_t id = 0; id < WORKER_MAX; id++)
+        forsaken[id] = f->known[id] != lives[id];
+    membership_forsake(m, forsaken, WORKER_MAX);
+    memcpy(f->known, lives, sizeof lives);
+    for (size_t i = 0; i < reply->n_workers; i++) {
+        const Conclave__FleetWorker *w = reply->workers[i];
+        if (w->worker_id < WORKER_MAX && !membership_on_heartbeat(m, w->worker_id, w->incarnation))
+            register_worker(f, w);
+    }
+}
+
+/* ---- asking ---- */
+
+static bool
+is_stopping(void *arg)
+{
+    const follower *f = arg;
+    return f->config.stopping();
+}
+
+static Conclave__FleetReply *
+ask(follower *f)
+{
+    const identity *id = f->config.identity;
+    Conclave__FleetRequest request = CONCLAVE__FLEET_REQUEST__INIT;
+    request.router_id = f->config.router_id;
+    request.incarnation = f->config.router_incarnation;
+    membership_followed(f->config.membership, &request.epoch, &request.fleet_version);
+    if (f->anew) request.fleet_version = 0;
+    request.version = (char *)(uintptr_t)CONCLAVE_VERSION;
+    request.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
+    request.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;
+    ProtobufCMessage *response;
+    errbuf eb = {{0}};
+    const moe_err err = rpc_call_watched(f->client, METHOD_FLEET, &request.base, FLEET_TIMEOUT_MS,
+                                         is_stopping, f, CALL_POLL_MS, &response, NULL, &eb);
+    if (err && f->heard && !f->config.stopping())
+        LOG_WARN("follower", "router 0 does not tell the fleet, the last one stays: %s", eb.text);
+    f->heard = err == MOE_OK;
+    return err ? NULL : (Conclave__FleetReply *)(void *)response;
+}
+
+void
+follower_update(follower *f, uint32_t wait_ms)
+{
+    const char *mode = f->config.mode == WIRE_TP ? "tp" : "ep";
+    Conclave__FleetReply *reply = ask(f);
+    if (reply != NULL && strcmp(reply->parallelism, mode) != 0) {
+        LOG_ERROR("follower", "router 0 runs with --parallelism %s, this one with %s",
+                  reply->parallelism, mode);
+        rpc_response_free(&reply->base);
+        reply = NULL;
+    }
+    if (reply != NULL) take_workers(f, reply);
+    membership_update(f->config.membership, 0);
+    if (reply != NULL) {
+        adopt(f, reply);
+        rpc_response_free(&reply->base);
+    }
+    membership_update(f->config.membership, wait_ms);
+}
