@@ -18,6 +18,7 @@ typedef struct compute compute;
 
 typedef struct compute_stats {
     uint64_t dispatches, rows, busy_ns;
+    uint64_t groups; /* of dispatches computed together */
     uint32_t experts_hosted;
     uint64_t bytes_hosted;
     uint64_t epoch; /* dispatches of older placements are refused */

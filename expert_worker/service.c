@@ -90,6 +90,7 @@ on_stats(Conclave__Worker_Service *rpc, const Conclave__StatsRequest *request,
     Conclave__WorkerStats reply = CONCLAVE__WORKER_STATS__INIT;
     reply.dispatches = stats.dispatches;
     reply.rows = stats.rows;
+    reply.groups = stats.groups;
     reply.busy_ns = stats.busy_ns;
     reply.experts_hosted = stats.experts_hosted;
     reply.bytes_hosted = stats.bytes_hosted;

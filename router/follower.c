@@ -18,6 +18,7 @@ struct follower {
     rpc_client *client;
     uint64_t told;              /* the last placement's fleet_version, for the log */
     bool anew;                  /* the next answer is to have the placement in any case */
+    bool at_once;               /* and is not to be waited for; not twice in a row */
     bool heard;                 /* the last question was answered: what is new is worth a line */
     uint64_t known[WORKER_MAX]; /* lives in the last answer; 0: not there */
 };
@@ -149,11 +150,22 @@ take_workers(follower *f, const Conclave__FleetReply *reply)
 
 /* ---- asking ---- */
 
+/* Workers may end while router 0 is awaited. */
 static bool
 is_stopping(void *arg)
 {
     const follower *f = arg;
+    membership_update(f->config.membership, 0);
     return f->config.stopping();
+}
+
+static moe_err
+check_mode(const follower *f, const Conclave__FleetReply *reply, errbuf *eb)
+{
+    const char *mode = f->config.mode == WIRE_TP ? "tp" : "ep";
+    if (strcmp(reply->parallelism, mode) == 0) return MOE_OK;
+    return err_set(eb, MOE_EMISMATCH, "it runs with --parallelism %.8s, this one with %s",
+                   reply->parallelism, mode);
 }
 
 static Conclave__FleetReply *
@@ -170,30 +182,25 @@ ask(follower *f)
     request.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;
     ProtobufCMessage *response;
     errbuf eb = {{0}};
-    const moe_err err = rpc_call_watched(f->client, METHOD_FLEET, &request.base, FLEET_TIMEOUT_MS,
-                                         is_stopping, f, CALL_POLL_MS, &response, NULL, &eb);
+    moe_err err = rpc_call_watched(f->client, METHOD_FLEET, &request.base, FLEET_TIMEOUT_MS,
+                                   is_stopping, f, CALL_POLL_MS, &response, NULL, &eb);
+    if (!err) err = check_mode(f, (const void *)response, &eb);
     if (err && f->heard && !f->config.stopping())
         LOG_WARN("follower", "router 0 does not tell the fleet, the last one stays: %s", eb.text);
     f->heard = err == MOE_OK;
-    return err ? NULL : (Conclave__FleetReply *)(void *)response;
+    if (!err) return (Conclave__FleetReply *)(void *)response;
+    rpc_response_free(response);
+    return NULL;
 }
 
 void
 follower_update(follower *f, uint32_t wait_ms)
 {
-    const char *mode = f->config.mode == WIRE_TP ? "tp" : "ep";
     Conclave__FleetReply *reply = ask(f);
-    if (reply != NULL && strcmp(reply->parallelism, mode) != 0) {
-        LOG_ERROR("follower", "router 0 runs with --parallelism %s, this one with %s",
-                  reply->parallelism, mode);
-        rpc_response_free(&reply->base);
-        reply = NULL;
-    }
     if (reply != NULL) take_workers(f, reply);
     membership_update(f->config.membership, 0);
-    if (reply != NULL) {
-        adopt(f, reply);
-        rpc_response_free(&reply->base);
-    }
-    membership_update(f->config.membership, wait_ms);
+    if (reply != NULL) adopt(f, reply);
+    f->at_once = !f->at_once && f->anew && reply != NULL;
+    if (reply != NULL) rpc_response_free(&reply->base);
+    membership_update(f->config.membership, f->at_once ? 0 : wait_ms);
 }

@@ -164,7 +164,7 @@ membership_check(membership *m)
     for (uint32_t id = 0; id < m->worker_end; id++) {
         worker *w = &m->workers[id];
         if ((w->state == READY || w->state == REGISTERED) && is_silent_locked(m, w, now))
-            lose(m, id, "no heartbeat", now);
+            lose(m, id, m->config.follows ? "router 0 gave it up" : "no heartbeat", now);
         else if (w->state == READY && is_gone_locked(m, w, now))
             lose(m, id, "its connection ended", now);
         if (w->state == REGISTERED) any_registered = true;

@@ -104,6 +104,76 @@ ask(uint64_t epoch, uint32_t expert, uint32_t rows)
 
 static const uint32_t expert_0_and_1[] = {0, 1};
 
+/* ---- two routers ---- */
+
+static router_end *
+add_router(uint32_t router_id)
+{
+    router_end *re;
+    attach_offer offer;
+    attach_answer answer;
+    cr_assert_eq(router_end_create(&re, &limits, run.id, router_id, 7, &eb), MOE_OK);
+    cr_assert_eq(router_end_prepare(re, 0, 100, EXCHANGE_SHM, &offer, &eb), MOE_OK);
+    cr_assert_eq(worker_end_attach(exchange, &limits, &offer, &answer, &eb), MOE_OK, "%s", eb.text);
+    cr_assert_eq(router_end_complete(re, 0, &answer, 0, &eb), MOE_OK, "%s", eb.text);
+    return re;
+}
+
+/* One row of its own for expert 0 of a layer. */
+static void
+post(router_end *re, uint32_t micro_batch, uint32_t layer, float value)
+{
+    const uint32_t slot = 0;
+    const wire_expert expert = {0, 1};
+    const dispatch_list list = {
+        .experts = &expert, .expert_count = 1, .row_slots = &slot, .row_count = 1};
+    const wire_hdr hdr = {.epoch = 1, .token_count = 1, .layer = layer, .micro_batch = micro_batch};
+    float *x = router_end_rows(re, micro_batch);
+    for (uint32_t j = 0; j < limits.hidden; j++)
+        x[j] = value * (float)(j % 5 + 1);
+    cr_assert_eq(router_end_post(re, 0, &hdr, &list), MOE_OK);
+}
+
+static void
+take(router_end *re, uint32_t micro_batch, float out[16])
+{
+    uint32_t missing;
+    cr_assert_eq(router_end_wait(re, micro_batch, 0, &missing, &eb), MOE_OK, "%s", eb.text);
+    memcpy(out, router_end_result(re, 0, micro_batch), 16 * sizeof out[0]);
+}
+
+/* What each gets alone it gets beside the other's rows, bit for bit; and the two share products:
+ * fewer groups than dispatches.  Dispatches of another layer in between do not part them. */
+Test(compute, rows_of_two_routers_share_one_product)
+{
+    const uint32_t experts[] = {0, model->num_experts}; /* expert 0 of layers 0 and 1 */
+    load(experts, 2, 1, 16);
+    router_end *second = add_router(1), *third = add_router(2);
+    float want[3][16], got[16];
+    post(router, 0, 0, 0.01f);
+    take(router, 0, want[0]);
+    post(second, 0, 0, 0.02f);
+    take(second, 0, want[1]);
+    post(third, 0, 1, 0.03f);
+    take(third, 0, want[2]);
+    compute_stats stats;
+    do { /* or the test's time runs out: they must meet in the queue */
+        post(router, 0, 0, 0.01f);
+        post(third, 0, 1, 0.03f);
+        post(second, 0, 0, 0.02f);
+        take(router, 0, got);
+        cr_assert_eq(memcmp(got, want[0], sizeof got), 0);
+        take(second, 0, got);
+        cr_assert_eq(memcmp(got, want[1], sizeof got), 0);
+        take(third, 0, got);
+        cr_assert_eq(memcmp(got, want[2], sizeof got), 0);
+        compute_get_stats(comp, &stats);
+        cr_assert_eq(stats.rows, stats.dispatches);
+    } while (stats.groups >= stats.dispatches);
+    router_end_free(second);
+    router_end_free(third);
+}
+
 Test(compute, hosts_nothing_before_a_load)
 {
     cr_expect_eq(ask(1, 0, 1), WIRE_STATUS_NOT_HOSTED);

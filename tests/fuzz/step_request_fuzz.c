@@ -1,5 +1,5 @@
 /* Unpack bytes as the control plane does (capped arena), as each message that a router or worker
- * receives; check steps. */
+ * receives; check steps, and read placements. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 #include "conclave.pb-c.h"
 
 #include "common/arena.h"
+#include "router/follower.h"
 #include "router/step_check.h"
 
 #define ARENA_BYTES (4u << 20)
@@ -25,13 +26,25 @@ check_step(const ProtobufCMessage *message)
     step_check(&rules, slots, seen, (const Conclave__StepRequest *)message, &eb);
 }
 
+static void
+read_fleet(const ProtobufCMessage *message)
+{
+    static const exchange_limits limits = {.num_layers = 2, .num_experts = 4};
+    errbuf eb;
+    placement *p;
+    if (follower_read_placement((const Conclave__FleetReply *)message, &limits, &p, &eb)) return;
+    if (p != NULL && placement_is_host(p, 1, 3, 0) && p->slot_count == 0) abort();
+    placement_free(p);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const ProtobufCMessageDescriptor *const kinds[] = {
-        &conclave__step_request__descriptor, &conclave__register_request__descriptor,
-        &conclave__load_request__descriptor, &conclave__attach_request__descriptor,
-        &conclave__step_reply__descriptor,   &conclave__health_reply__descriptor};
+        &conclave__step_request__descriptor,  &conclave__register_request__descriptor,
+        &conclave__load_request__descriptor,  &conclave__attach_request__descriptor,
+        &conclave__step_reply__descriptor,    &conclave__health_reply__descriptor,
+        &conclave__fleet_request__descriptor, &conclave__fleet_reply__descriptor};
     if (size == 0) return 0;
     arena *a;
     if (arena_create(&a, ARENA_BYTES) != MOE_OK) return 0;
@@ -41,6 +54,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ProtobufCMessage *message =
         protobuf_c_message_unpack(kinds[kind], &allocator, size - 1, data + 1);
     if (message != NULL && kind == 0) check_step(message);
+    if (message != NULL && kind == 7) read_fleet(message);
     arena_free(a);
     return 0;
 }
