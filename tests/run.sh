@@ -43,7 +43,7 @@ export CRITERION_VERBOSITY_LEVEL=1 # Criterion names skipped tests only then
 export CRITERION_JOBS=1
 
 # Settings that a developer has exported for a fleet of their own must not steer the tests.
-unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_CONFIG CONCLAVE_API_KEY
+unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_CONFIG CONCLAVE_API_KEY CONCLAVE_ROUTERS
 
 passed=0 failed=0 skipped=0
 

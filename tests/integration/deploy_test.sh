@@ -8,7 +8,7 @@ ROOT=$1
 export CONCLAVE_BIN_DIR=$2
 conclave=$ROOT/deploy/conclave
 model=$ROOT/models/demo
-unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_API_KEY
+unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_ROUTERS CONCLAVE_API_KEY
 
 work=$(mktemp -d /tmp/conclave-test-XXXXXX)
 failures=0
@@ -74,6 +74,7 @@ try 2 "--model" "$conclave" up --run-dir "$dir"
 try 2 "--model" "$conclave" up --run-dir "$dir" --model /no/such/folder
 try 2 "--workers" "$conclave" up --run-dir "$dir" --model "$model" --workers 0
 try 2 "--port" "$conclave" up --run-dir "$dir" --model "$model" --port 99999
+try 2 "--routers" "$conclave" up --run-dir "$dir" --model "$model" --routers 65
 try 2 "--run-dir" "$conclave" up --run-dir "$work/$(printf '%090d' 0)" --model "$model"
 try 0 "nothing runs" "$conclave" down --run-dir "$dir"
 try 3 "nothing runs" "$conclave" status --run-dir "$dir"
@@ -143,6 +144,24 @@ done
 try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --api-key sk-of-the-test
 try 0 invalid_api_key ask
 try 0 '"completion_tokens":4' ask -H 'Authorization: Bearer sk-of-the-test'
+try 0 "stopped" "$conclave" down --run-dir "$dir"
+expect_nothing_left "$dir"
+
+# --- two routers: one is killed and the other serves; workers come and go under both
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --routers 2
+try 0 "router-1" "$conclave" status --run-dir "$dir"
+try 0 '"completion_tokens":4' ask
+for ((i = 0; i < 600; i++)); do
+    grep -q "router 1 is ready" "$dir/frontend.log" && break
+    sleep 0.05
+done
+try 0 "4 workers" "$conclave" scale 4 --run-dir "$dir"
+try 0 '"completion_tokens":4' ask
+try 0 "2 workers" "$conclave" scale 2 --run-dir "$dir"
+try 0 '"completion_tokens":4' ask
+kill -KILL "$(cat "$dir/router-1.pid")"
+try 0 '"completion_tokens":4' ask
+try 3 '"routers":[{"id":0,"pid":' "$conclave" status --json --run-dir "$dir"
 try 0 "stopped" "$conclave" down --run-dir "$dir"
 expect_nothing_left "$dir"
 
