@@ -27,7 +27,7 @@ struct engine {
     uint32_t abort_count, abort_max;
 
     _Atomic uint32_t bell;
-    _Atomic bool stopping, ready;
+    _Atomic bool stopping, ready, takes;
     _Atomic uint32_t max_model_len;
 
     router_link *links[CELL_ROUTERS_MAX]; /* the engine's thread; refusals: any */
@@ -120,7 +120,12 @@ look_at_routers(engine *e, uint64_t *until_ns)
         e->down_ns = 0;
     else if (e->down_ns == 0)
         e->down_ns = now;
-    if (!atomic_load(&e->stopping)) atomic_store(&e->ready, any);
+    const bool lasts =
+        e->down_ns != 0 && now - e->down_ns >= e->config.give_up_after_ms * NS_PER_MS;
+    if (!atomic_load(&e->stopping)) {
+        atomic_store(&e->takes, any || (atomic_load(&e->takes) && !lasts));
+        atomic_store(&e->ready, any);
+    }
     for (uint32_t r = 0; r < e->config.router_count; r++) {
         recall_from(e, r, now, until_ns);
     }
@@ -269,6 +274,7 @@ engine_stop(engine *e)
     futex_bump(&e->bell);
     pthread_join(e->thread, NULL);
     atomic_store(&e->ready, false);
+    atomic_store(&e->takes, false);
 }
 
 void
@@ -347,15 +353,28 @@ engine_abort(engine *e, seq_id id)
 }
 
 /* When none is ready, the first one tells why. */
-bool
-engine_ready(engine *e, char *detail, size_t detail_size)
+static void
+get_detail(engine *e, char *detail, size_t detail_size)
 {
     if (detail != NULL && detail_size > 0) {
         pthread_mutex_lock(&e->lock);
         snprintf(detail, detail_size, "%s", router_link_detail(e->links[0]));
         pthread_mutex_unlock(&e->lock);
     }
+}
+
+bool
+engine_ready(engine *e, char *detail, size_t detail_size)
+{
+    get_detail(e, detail, detail_size);
     return atomic_load(&e->ready);
+}
+
+bool
+engine_takes(engine *e, char *detail, size_t detail_size)
+{
+    get_detail(e, detail, detail_size);
+    return atomic_load(&e->takes);
 }
 
 uint32_t

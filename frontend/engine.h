@@ -72,6 +72,9 @@ void engine_abort(engine *e, seq_id id);
 
 /* Does any router serve?  detail (may be NULL) says what is awaited. */
 bool engine_ready(engine *e, char *detail, size_t detail_size);
+/* Is a new sequence welcome?  While a router serves, and through an outage that is shorter than
+ * sequences wait for one; not before the first router has served.  detail as above. */
+bool engine_takes(engine *e, char *detail, size_t detail_size);
 uint32_t engine_max_model_len(const engine *e);
 
 #endif

@@ -96,7 +96,8 @@ http_refuse(http_exchange *x, const api_error *error)
 }
 
 bool
-http_ready(http_exchange *x, api_error *error)
+http_ready(http_exchange *x, bool (*asked)(engine *e, char *detail, size_t detail_size),
+           api_error *error)
 {
     http_server *s = x->server;
     char detail[256] = "";
@@ -104,7 +105,7 @@ http_ready(http_exchange *x, api_error *error)
     const bool stopping = s->stopping;
     pthread_mutex_unlock(&s->lock);
     if (stopping) return api_error_set(error, 503, NULL, "the server is stopping");
-    if (engine_ready(s->engine, detail, sizeof detail)) return true;
+    if (asked(s->engine, detail, sizeof detail)) return true;
     return api_error_set(error, 503, NULL, "not ready: %s", detail);
 }
 

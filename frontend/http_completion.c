@@ -94,7 +94,7 @@ prepare(http_exchange *x, api_error *error)
 {
     http_server *s = x->server;
     completion_request request;
-    if (!http_ready(x, error)) return false;
+    if (!http_ready(x, engine_takes, error)) return false;
     const completion_limits limits = http_limits(s);
     const bool good =
         completion_request_parse(&request, &limits, strbuf_text(&x->body), x->body.len, error);

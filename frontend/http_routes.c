@@ -22,7 +22,7 @@ static enum MHD_Result
 get_health(http_exchange *x)
 {
     api_error error;
-    if (!http_ready(x, &error)) return http_refuse(x, &error);
+    if (!http_ready(x, engine_ready, &error)) return http_refuse(x, &error);
     strbuf text;
     strbuf_init(&text, ANSWER_BYTES_MAX);
     strbuf_puts(&text, "{\"status\":\"ok\"}");

@@ -309,7 +309,11 @@ Test(engine_routers, without_any_router_sequences_wait_and_go_on_with_the_first_
     kill_in_a_step(1, c, 2);
     fake_router_kill(&routers[0]);
     UNTIL(!engine_ready(e, NULL, 0));
+    cr_expect(engine_takes(e, NULL, 0), "new ones wait too");
+    static client late;
+    client_go(e, &late, 5, 3, 99);
     fake_router_restart(&routers[0]);
+    client_expect(&late, FINISH_LENGTH);
     for (uint32_t i = 0; i < CROWD; i++) {
         client_expect(&c[i], FINISH_LENGTH);
     }
@@ -335,8 +339,10 @@ Test(engine_routers, without_any_router_for_too_long_sequences_end_unserved)
     }
     cr_expect_gt(unserved, 0);
     cr_expect(!engine_ready(e, NULL, 0));
+    cr_expect(!engine_takes(e, NULL, 0));
     fake_router_restart(&routers[1]);
     UNTIL(engine_ready(e, NULL, 0));
+    cr_expect(engine_takes(e, NULL, 0));
     client_go(e, &after, 4, 5, 1);
     client_expect(&after, FINISH_LENGTH);
     expect_no_broken_rule();
@@ -344,8 +350,9 @@ Test(engine_routers, without_any_router_for_too_long_sequences_end_unserved)
 
 Test(engine_routers, serves_with_the_first_router_that_is_there)
 {
-    fake_router_serve(&routers[1]);
     start_engine(2);
+    cr_expect(!engine_takes(e, NULL, 0), "nobody has served yet");
+    fake_router_serve(&routers[1]);
     UNTIL(engine_ready(e, NULL, 0));
     static client c[2];
     client_go(e, &c[0], 4, 5, 1);

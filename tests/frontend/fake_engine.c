@@ -407,6 +407,12 @@ engine_ready(engine *e, char *detail, size_t detail_size)
     return ready;
 }
 
+bool
+engine_takes(engine *e, char *detail, size_t detail_size)
+{
+    return engine_ready(e, detail, detail_size);
+}
+
 uint32_t
 engine_max_model_len(const engine *e)
 {
