@@ -186,6 +186,20 @@ run_once(engine *e, uint64_t *until_ns)
     return did;
 }
 
+/* Only an answer to a step is awaited in a hurry. */
+static void
+wait_for_bell(engine *e, uint32_t seen, uint64_t until_ns)
+{
+    bool stepping = false;
+    for (uint32_t r = 0; r < e->config.router_count; r++) {
+        stepping = stepping || router_link_stepping(e->links[r]);
+    }
+    if (stepping)
+        futex_wait_change(&e->bell, seen, until_ns);
+    else
+        futex_sleep_change(&e->bell, seen, until_ns);
+}
+
 static void *
 engine_main(void *arg)
 {
@@ -195,7 +209,7 @@ engine_main(void *arg)
         uint64_t until_ns = clock_now_ns() + LOOK_AGAIN_MS * NS_PER_MS;
         const bool did = run_once(e, &until_ns);
         publish_stats(e);
-        if (!did && !atomic_load(&e->stopping)) futex_wait_change(&e->bell, seen, until_ns);
+        if (!did && !atomic_load(&e->stopping)) wait_for_bell(e, seen, until_ns);
     }
     for (uint32_t r = 0; r < e->config.router_count; r++) {
         router_link_leave(e->links[r]);

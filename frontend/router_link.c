@@ -114,6 +114,12 @@ router_link_ready(const router_link *l)
     return l->ready;
 }
 
+bool
+router_link_stepping(const router_link *l)
+{
+    return l->flight_count > 0;
+}
+
 uint64_t
 router_link_lost_ns(const router_link *l)
 {

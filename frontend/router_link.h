@@ -47,6 +47,7 @@ bool router_link_launch(router_link *l, uint64_t *until_ns);
 void router_link_leave(router_link *l);
 
 bool router_link_ready(const router_link *l);
+bool router_link_stepping(const router_link *l); /* a step is under way */
 /* When it stopped being ready (clock_now_ns() time); 0 while it is, and before it ever was. */
 uint64_t router_link_lost_ns(const router_link *l);
 

@@ -156,6 +156,6 @@ fleet_wait_for_followers(membership *m, uint32_t timeout_ms)
         const uint32_t seen = atomic_load(&m->left);
         if (all_have_adopted(m)) return true;
         if (atomic_load(&m->stopping) || clock_now_ns() >= until) return false;
-        futex_wait_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
+        futex_sleep_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
     }
 }
