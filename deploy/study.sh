@@ -150,7 +150,7 @@ read_cell() {
     dtype=*) suffix+=_${extra#*=} cell_dtype=${extra#*=} ;;
     *) die "no cell: $1" ;;
     esac
-    name="$model_name-conclave${mode^^}-$platform[${seqs}_$tokens$suffix]-$group"
+    name="$model_name-conclave${mode^^}-${platform}[${seqs}_$tokens$suffix]-$group"
     folder=$out/$name
 }
 
@@ -355,6 +355,7 @@ run_load() {
     RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child \
         bash "$folder/client.sh" "$(load_dataset)" "$([[ $load == prefill ]] && echo 1024 || echo 0)" "$port" \
         >"$folder/logs/r$1-client.log" 2>&1 || status=$?
+    keep_logs "r$1"
     if ((status)); then
         say "FAILED round $1 of $name: see logs/r$1-client.log"
         failed=$((failed + 1))
@@ -399,7 +400,6 @@ run_fleet() {
             running=1
             rm -f "$folder/skipped"
             run_load "$round"
-            keep_logs "r$round"
         fi
     done
     stop_fleet

@@ -250,9 +250,8 @@ draw_layer(const cJSON *layer, int l, double left, double size, FILE *to)
                 left + e * size, 24 + l * size, size - 1, size - 1, fmin(relative / 2.5, 1), l, e,
                 tokens, relative);
         if (size >= 26)
-            fprintf(to, "<text x=\"%.1f\" y=\"%.1f\" class=\"mid %s\">%.1f</text>\n",
-                    left + (e + 0.5) * size, 24 + (l + 0.65) * size,
-                    relative > 1.5 ? "dark-cell" : "cell", relative);
+            fprintf(to, "<text x=\"%.1f\" y=\"%.1f\" class=\"mid cell\">%.1f</text>\n",
+                    left + (e + 0.5) * size, 24 + (l + 0.65) * size, relative);
         e++;
     }
     return e;

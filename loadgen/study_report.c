@@ -29,9 +29,8 @@ static const char style[] =
     ".different{color:var(--good);font-weight:600}.no{color:var(--soft)}\n"
     ".legend span{white-space:nowrap;margin-right:.9em;font-size:.875rem}"
     ".legend svg{background:none;vertical-align:-1px}\n"
-    "nav a{margin-right:1em;white-space:nowrap}details{margin:.6em 0}summary{cursor:pointer}\n"
-    ".heat{fill:#d55e00;stroke:var(--line);stroke-width:.5}.cell{font-size:11px}"
-    ".dark-cell{font-size:11px;fill:#fff!important}\n"
+    "nav{display:flex;flex-wrap:wrap;gap:.2em 1em}details{margin:.6em 0}summary{cursor:pointer}\n"
+    ".heat{fill:#d55e00;stroke:var(--line);stroke-width:.5}.cell{font-size:11px}\n"
     ".t-attention{fill:#0072b2}.t-gate{fill:#cc79a7}.t-dispatch{fill:#e69f00}"
     ".t-wait{fill:#b9c0c8}.t-combine{fill:#56b4e9}.t-experts{fill:#009e73}.t-other{fill:#7d6b5d}\n";
 
@@ -77,6 +76,18 @@ put_metric(const study_cell *c, study_metric metric, FILE *to)
     fputs("&ndash;", to);
     put_number(values[n - 1], to);
     fputs("</span></td>", to);
+}
+
+static void
+put_runs(const study_cell *c, FILE *to)
+{
+    fputs("<td class=\"l\">", to);
+    for (size_t i = 0; i < c->run_count; i++) {
+        fputs(i ? " <a href=\"" : "<a href=\"", to);
+        markup_address(c->folder, to);
+        fprintf(to, "/results_json/r%u.json\">%u</a>", c->runs[i].round, c->runs[i].round);
+    }
+    fputs("</td>", to);
 }
 
 static void
@@ -203,8 +214,8 @@ put_found(const study_pair *pairs, size_t count, FILE *to)
     if (by[COMPARE_TOO_FEW] > 0)
         fprintf(to,
                 "<p><strong>%zu comparisons have too few runs to tell</strong>, whatever their "
-                "figures: with two or three runs a side chance alone gives a p above %.2g. Run "
-                "with <code>--repeats 5</code>. The table below shows what was measured.</p>\n",
+                "figures: two or three runs of each cell can't give a p below %.2g. Run with "
+                "<code>--repeats 5</code>. The table below shows what was measured.</p>\n",
                 by[COMPARE_TOO_FEW], COMPARE_LEVEL);
     if (tested > 0)
         fprintf(to,
@@ -286,9 +297,10 @@ static void
 put_cells(const study *s, FILE *to)
 {
     fputs("<h2 id=\"cells\">All cells</h2>\n<p>Median of the runs, with their range; each median "
-          "links to the result of the run nearest to it, each name to the cell's card. A limit "
+          "links to the result of the run nearest to it, each name to the cell's card, each run to "
+          "its result. A limit "
           "<em>binds</em> where the scheduler's counters say that it kept something waiting in at "
-          "least 5 %% of the steps; where it does not, changing it can't have an effect.</p>\n"
+          "least 5 % of the steps; where it does not, changing it can't have an effect.</p>\n"
           "<div class=\"tables\"><table>\n<tr><th>cell</th><th>runs</th>",
           to);
     for (int m = 0; m < STUDY_METRICS; m++) {
@@ -300,7 +312,7 @@ put_cells(const study *s, FILE *to)
         if (c->run_count == 0) continue;
         fputs("<tr>", to);
         put_cell_name(c, to);
-        fprintf(to, "<td>%zu</td>", c->run_count);
+        put_runs(c, to);
         for (int m = 0; m < STUDY_METRICS; m++) {
             put_metric(c, (study_metric)m, to);
         }
