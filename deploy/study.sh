@@ -39,7 +39,7 @@ die() {
 # ---------------------------------------------------------------- options
 
 parse() {
-    quick=0 repeats="" model="" out="" filter=. workers=4 dtype=bf16 platform=cpu group=conclave port=""
+    quick=0 repeats="" model="" out="" filter=. workers=4 dtype=bf16 platform=cpu group=conclave fixed_port=""
     while (($#)); do
         case $1 in
         --help) usage && exit 0 ;;
@@ -55,7 +55,7 @@ parse() {
             --dtype) dtype=$2 ;;
             --platform) platform=$2 ;;
             --group) group=$2 ;;
-            --port) port=$2 ;;
+            --port) fixed_port=$2 ;;
             esac
             shift
             ;;
@@ -69,7 +69,8 @@ parse() {
     [[ $dtype =~ ^(f32|bf16|int8|int4)$ ]] || die "--dtype: \"$dtype\" is none of f32, bf16, int8, int4"
     [[ $platform =~ ^[A-Za-z0-9._]+$ ]] || die "--platform: letters, digits, dots and underscores"
     [[ $group =~ ^[A-Za-z0-9._]+$ ]] || die "--group: letters, digits, dots and underscores"
-    [[ -z $port || $port =~ ^[1-9][0-9]{0,4}$ ]] || die "--port: \"$port\" is no port"
+    [[ -z $fixed_port || $fixed_port =~ ^[1-9][0-9]{0,4}$ ]] || die "--port: \"$fixed_port\" is no port"
+    port=$fixed_port
     [[ -n $model ]] || die "--model DIR is missing"
     [[ -n $out ]] || die "--out DIR is missing"
     [[ -f $model/config.json ]] || die "--model: $model has no config.json"
@@ -152,6 +153,13 @@ read_cell() {
     esac
     name="$model_name-conclave${mode^^}-${platform}[${seqs}_$tokens$suffix]-$group"
     folder=$out/$name
+    case $load in # as client.sh calls them
+    mixed) dataset=sharegpt ;;
+    balanced) dataset=uniform ;;
+    skewed) dataset=khot ;;
+    prefill) dataset=random ;;
+    *) die "no cell: $1" ;;
+    esac
 }
 
 # The cells that were asked for, in `cells`.
@@ -205,15 +213,6 @@ exec "\$CONCLAVE_ROOT/deploy/conclave" up --run-dir "\${RUN_DIR:-/tmp/conclave-s
 TEXT
 }
 
-load_dataset() {
-    case $load in
-    mixed) echo sharegpt ;;
-    balanced) echo uniform ;;
-    skewed) echo khot ;;
-    prefill) echo random ;;
-    esac
-}
-
 write_client() {
     local input_len=0 count=$prompts
     if [[ $load == prefill ]]; then input_len=1024 count=$((prompts / 2)); fi
@@ -227,7 +226,7 @@ write_client() {
 set -euo pipefail
 here=\$(cd "\$(dirname "\${BASH_SOURCE[0]}")" && pwd)
 CONCLAVE_ROOT=\${CONCLAVE_ROOT:-$ROOT}
-DATASET=\${1:-$(load_dataset)} INPUT_LEN=\${2:-$input_len} PORT=\${3:-8000} NUM_PROMPTS=\${4:-$count}
+DATASET=\${1:-$dataset} INPUT_LEN=\${2:-$input_len} PORT=\${3:-8000} NUM_PROMPTS=\${4:-$count}
 OUTPUT_LEN=\${OUTPUT_LEN:-$output_len}
 data=\$CONCLAVE_ROOT/loadgen/data
 case \$DATASET in
@@ -280,7 +279,7 @@ write_card() {
         "description=$model_name, $parallelism over $cell_workers workers, $seqs sequences, $tokens tokens, EPLB $eplb, load $load" \
         "workload.model.model_family=$model_name" "workload.model.precision=$cell_dtype" \
         "workload.data.max-model-len=$max_model_len" "workload.data.max-num-seqs=$seqs" \
-        "workload.data.max-num-batched-tokens=$tokens" "workload.data.dataset=$(load_dataset)" \
+        "workload.data.max-num-batched-tokens=$tokens" "workload.data.dataset=$dataset" \
         "workload.hardware.xpu_spec.model=$cpu_model" "workload.hardware.xpu_spec.total_count=$(nproc)" \
         "workload.hardware.xpu_spec.count_per_node=$(nproc)" "workload.hardware.driver_version=$(uname -sr)" \
         "Model-executor.model_plan_parallelization.dp_shard=$routers" \
@@ -331,10 +330,17 @@ run_child() {
 # start_fleet [TRACE_DIR]: for the cell that was read.  1: it failed; 2: this version refuses it; the
 # reason is in $run_dir.up.
 start_fleet() {
-    local status=0 tier
-    stop_fleet
-    RUN_DIR=$run_dir TRACE_DIR=${1:-} run_child bash "$folder/server.sh" "$model" "$port" \
-        >"$run_dir.up" 2>&1 || status=$?
+    local status tier attempt
+    # A port that was free may be another program's by now: a failed start is tried once more.
+    for attempt in 1 2; do
+        status=0
+        stop_fleet
+        if [[ -z $fixed_port ]]; then port=$(free_port); fi
+        RUN_DIR=$run_dir TRACE_DIR=${1:-} run_child bash "$folder/server.sh" "$model" "$port" \
+            >"$run_dir.up" 2>&1 || status=$?
+        if ((status != 1)); then break; fi
+        say "attempt $attempt to start $name: $(tail -n 3 "$run_dir.up" | tr '\n' ' ')"
+    done
     if ((status == 0)) && [[ ! -f $folder/results_json/r1.json ]]; then
         tier=$(sed -n 's/.* kernels=\([^ ]*\) .*/\1/p' "$run_dir/router-0.log" | head -n 1)
         write_card "${tier:-none}"
@@ -347,13 +353,16 @@ skip_cell() {
     say "skipped $name: $(<"$folder/skipped")"
 }
 
-figure() { sed -n "s/^ *\"$1\": *\\([0-9.]*\\).*/\\1/p;s/.*[,{] *\"$1\": *\\([0-9.]*\\).*/\\1/p" "$2" | head -n 1; }
+# Prints output throughput and TPOT of a result.
+figures() {
+    sed -n 's/.*"output_throughput": *\([0-9.]*\).*"median_tpot_ms": *\([0-9.]*\).*/\1 \2/p' "$1" | head -n 1
+}
 
 # run_load ROUND: the load of the cell that was read, on the fleet that runs.
 run_load() {
-    local status=0 part=$folder/results_json/.part started=$SECONDS
-    RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child \
-        bash "$folder/client.sh" "$(load_dataset)" "$([[ $load == prefill ]] && echo 1024 || echo 0)" "$port" \
+    local status=0 part=$folder/results_json/.part started=$SECONDS input_len=0
+    if [[ $load == prefill ]]; then input_len=1024; fi
+    RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child bash "$folder/client.sh" "$dataset" "$input_len" "$port" \
         >"$folder/logs/r$1-client.log" 2>&1 || status=$?
     keep_logs "r$1"
     if ((status)); then
@@ -362,11 +371,13 @@ run_load() {
         rm -rf "$part"
         return 0
     fi
+    # No command substitution: bash 5.2 can't run the trap of a signal that comes during one.
+    local rate='?' tpot='?'
+    read -r rate tpot < <(figures "$part/r$1.json") || true
+    done_runs=$((done_runs + 1))
+    say "[$done_runs/$all_runs] round $1, $name: ${rate%%.*} tokens/s, TPOT ${tpot:0:5} ms ($((SECONDS - started)) s)"
     mv -f "$part/r$1.json" "$folder/results_json/r$1.json"
     rm -rf "$part"
-    done_runs=$((done_runs + 1))
-    say "[$done_runs/$all_runs] round $1, $name: $(figure output_throughput "$folder/results_json/r$1.json" | cut -c1-7) tokens/s," \
-        "TPOT $(figure median_tpot_ms "$folder/results_json/r$1.json" | cut -c1-5) ms ($((SECONDS - started)) s)"
 }
 
 keep_logs() {
@@ -394,7 +405,7 @@ run_fleet() {
         if ((status == 2)); then
             skip_cell
         elif ((status)); then
-            say "FAILED to start $name: $(tail -n 3 "$run_dir.up" | tr '\n' ' ')"
+            say "FAILED to start $name"
             failed=$((failed + 1))
         else
             running=1
@@ -432,14 +443,16 @@ trace_cell() {
     rm -rf "$raw"
     if start_fleet "$raw"; then
         RESULT_DIR=$raw/result RESULT=run OUTPUT_LEN=32 WARMUP_S=0 COOLDOWN_S=0 run_child bash "$folder/client.sh" \
-            "$(load_dataset)" 1024 "$port" "$trace_prompts" >"$folder/logs/trace-client.log" 2>&1 || status=$?
+            "$dataset" 1024 "$port" "$trace_prompts" >"$folder/logs/trace-client.log" 2>&1 || status=$?
         stop_fleet
         "$BIN/conclave-trace" summary --json "$raw"/*.json >"$raw/summary" || status=$?
     else
         status=1
+        cp "$run_dir.up" "$folder/logs/trace-client.log"
     fi
+    keep_logs trace
     if ((status)); then
-        say "FAILED to trace $name: see logs/trace-client.log"
+        say "FAILED to trace $name: $(tail -n 2 "$folder/logs/trace-client.log" | tr '\n' ' ')"
         failed=$((failed + 1))
         return 0
     fi
@@ -479,7 +492,6 @@ command_run() {
     if [[ -z $max_model_len ]] || ((max_model_len > 4096)); then max_model_len=4096; fi
     top_k=$(config_value num_experts_per_tok)
     [[ -n $top_k ]] || die "--model: config.json has no num_experts_per_tok"
-    if [[ -z $port ]]; then port=$(free_port); fi
     run_dir=$(mktemp -d /tmp/conclave-study.XXXXXX)
     trap 'finish; rm -rf "$run_dir".*' EXIT
     trap 'say "interrupted; the same command goes on"; exit 130' INT HUP
