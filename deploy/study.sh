@@ -108,7 +108,7 @@ plan() {
     local mode seqs tokens eplb load n=$workers
     if ((quick)); then
         printf '%s\n' "tp$n 32 8192 off mixed -" "ep$n 32 8192 off mixed -" "tp$n 8 8192 off mixed -" \
-            "ep$n 8 8192 off mixed -" "ep$n 32 8192 off skewed -" "ep$n 32 2048 off prefill -"
+            "ep$n 8 8192 off mixed -" "ep$n 32 8192 off balanced -" "ep$n 32 8192 off skewed -"
         return
     fi
     for mode in "tp$n" "ep$n" "ep${n}r4"; do

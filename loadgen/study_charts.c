@@ -17,18 +17,12 @@
 #define HEAT_CELLS_MAX 4096 /* of one map: larger models show their first layers */
 #define MAPS_MAX 6
 
-static const char *
-get(const study_cell *c, const char *path)
-{
-    return card_get(&c->card, path);
-}
-
 static bool
 is_plain(const study_cell *c, const char *load)
 {
-    return c->run_count > 0 && strcmp(get(c, "conclave.load"), load) == 0 &&
-           strcmp(get(c, "Model-executor.expert_parallel.eplb"), "off") == 0 &&
-           strcmp(get(c, "conclave.options"), "none") == 0;
+    return c->run_count > 0 && strcmp(study_get(c, "conclave.load"), load) == 0 &&
+           strcmp(study_get(c, "Model-executor.expert_parallel.eplb"), "off") == 0 &&
+           strcmp(study_get(c, "conclave.options"), "none") == 0;
 }
 
 static void
@@ -62,7 +56,7 @@ typedef struct series_set {
 static series *
 series_of(series_set *set, const study_cell *c)
 {
-    const char *mode = get(c, "conclave.mode");
+    const char *mode = study_get(c, "conclave.mode");
     for (size_t i = 0; i < set->count; i++) {
         if (strcmp(set->lines[i].mode, mode) == 0) return &set->lines[i];
     }
@@ -295,8 +289,8 @@ static bool
 is_first_of_load(const study *s, size_t i)
 {
     for (size_t j = 0; j < i; j++) {
-        if (s->cells[j].trace != NULL &&
-            strcmp(get(&s->cells[j], "conclave.load"), get(&s->cells[i], "conclave.load")) == 0)
+        if (s->cells[j].trace != NULL && strcmp(study_get(&s->cells[j], "conclave.load"),
+                                                study_get(&s->cells[i], "conclave.load")) == 0)
             return false;
     }
     return true;
@@ -338,9 +332,9 @@ study_draw_balance(const study *s, FILE *to)
         const cJSON *series_items =
             cJSON_GetObjectItemCaseSensitive(c->trace, "balancedness_series");
         if (cJSON_GetArraySize(series_items) < 2 ||
-            strcmp(get(c, "Model-executor.expert_parallel.mode"), "ep") != 0 ||
-            strcmp(get(c, "conclave.options"), "none") != 0 ||
-            strcmp(get(c, "conclave.load"), "prefill") == 0)
+            strcmp(study_get(c, "Model-executor.expert_parallel.mode"), "ep") != 0 ||
+            strcmp(study_get(c, "conclave.options"), "none") != 0 ||
+            strcmp(study_get(c, "conclave.load"), "prefill") == 0)
             continue;
         const size_t l = panel.line_count++;
         size_t n = 0;
@@ -351,8 +345,8 @@ study_draw_balance(const study *s, FILE *to)
             x[l][n] = item_number(item, "seconds");
             y[l][n++] = item_number(item, "balancedness");
         }
-        snprintf(names[l], sizeof names[l], "%u %s%s", c->seqs, get(c, "conclave.load"),
-                 strcmp(get(c, "Model-executor.expert_parallel.eplb"), "on") ? "" : " EPLB");
+        snprintf(names[l], sizeof names[l], "%u %s%s", c->seqs, study_get(c, "conclave.load"),
+                 strcmp(study_get(c, "Model-executor.expert_parallel.eplb"), "on") ? "" : " EPLB");
         panel.lines[l] = (plot_line){.name = names[l], .x = x[l], .y = y[l], .count = n};
     }
     if (panel.line_count == 0) return;
@@ -470,8 +464,8 @@ static bool
 is_first_of_mode(const study *s, size_t i)
 {
     for (size_t j = 0; j < i; j++) {
-        if (s->cells[j].trace != NULL &&
-            strcmp(get(&s->cells[j], "conclave.mode"), get(&s->cells[i], "conclave.mode")) == 0)
+        if (s->cells[j].trace != NULL && strcmp(study_get(&s->cells[j], "conclave.mode"),
+                                                study_get(&s->cells[i], "conclave.mode")) == 0)
             return false;
     }
     return true;

@@ -6,16 +6,10 @@
 
 #include "loadgen/study_report.h"
 
-static const char *
-get(const study_cell *c, const char *path)
-{
-    return card_get(&c->card, path);
-}
-
 static bool
 same(const study_cell *a, const study_cell *b, const char *path)
 {
-    return strcmp(get(a, path), get(b, path)) == 0;
+    return strcmp(study_get(a, path), study_get(b, path)) == 0;
 }
 
 /* Are the two equal in all but this axis? */
@@ -34,7 +28,7 @@ differ_only_by(const study_cell *a, const study_cell *b, study_axis axis)
 static bool
 modes_match(const study_cell *a, const study_cell *b)
 {
-    const char *x = get(a, "conclave.mode"), *y = get(b, "conclave.mode");
+    const char *x = study_get(a, "conclave.mode"), *y = study_get(b, "conclave.mode");
     if (strncmp(x, "tp", 2) == 0 && strncmp(y, "ep", 2) == 0) return strcmp(x + 2, y + 2) == 0;
     const size_t n = strlen(x);
     return strncmp(x, "ep", 2) == 0 && strncmp(x, y, n) == 0 && y[n] == 'r';
@@ -60,15 +54,15 @@ is_pair(const study *s, const study_cell *a, const study_cell *b, study_axis axi
 {
     if (a == b || a->run_count == 0 || b->run_count == 0 || !differ_only_by(a, b, axis))
         return false;
-    const char *load = get(a, "conclave.load");
+    const char *load = study_get(a, "conclave.load");
     switch (axis) {
     case STUDY_BY_MODE: return modes_match(a, b);
     case STUDY_BY_EPLB:
-        return strcmp(get(a, "Model-executor.expert_parallel.eplb"), "off") == 0 &&
-               strcmp(get(b, "Model-executor.expert_parallel.eplb"), "on") == 0;
+        return strcmp(study_get(a, "Model-executor.expert_parallel.eplb"), "off") == 0 &&
+               strcmp(study_get(b, "Model-executor.expert_parallel.eplb"), "on") == 0;
     case STUDY_BY_LOAD:
-        return (strcmp(load, "mixed") == 0 || strcmp(load, "balanced") == 0) &&
-               strcmp(get(b, "conclave.load"), "skewed") == 0;
+        return strcmp(load, "balanced") == 0 &&
+               strcmp(study_get(b, "conclave.load"), "skewed") == 0;
     case STUDY_BY_SEQS: return a->seqs < b->seqs && is_widest(s, a, b, axis);
     case STUDY_BY_TOKENS: return a->tokens < b->tokens && is_widest(s, a, b, axis);
     default: return false;
@@ -99,12 +93,13 @@ void
 study_describe(const study_cell *cell, char *out, size_t size)
 {
     char mode[32];
-    snprintf(mode, sizeof mode, "%s", get(cell, "conclave.mode"));
+    snprintf(mode, sizeof mode, "%s", study_get(cell, "conclave.mode"));
     for (size_t i = 0; mode[i] != '\0'; i++) {
         if (mode[i] != 'r') mode[i] = (char)toupper((unsigned char)mode[i]);
     }
-    const char *load = get(cell, "conclave.load"), *options = get(cell, "conclave.options");
-    const bool eplb = strcmp(get(cell, "Model-executor.expert_parallel.eplb"), "on") == 0;
+    const char *load = study_get(cell, "conclave.load"),
+               *options = study_get(cell, "conclave.options");
+    const bool eplb = strcmp(study_get(cell, "Model-executor.expert_parallel.eplb"), "on") == 0;
     const bool more = strcmp(options, "none") != 0;
     snprintf(out, size, "%s, %u / %u%s%s%s%s%s", mode, cell->seqs, cell->tokens,
              strcmp(load, "mixed") ? ", " : "", strcmp(load, "mixed") ? load : "",

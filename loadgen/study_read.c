@@ -82,6 +82,8 @@ study_parse_run(const char *text, size_t len, study_run *out, bool *bad, errbuf 
     for (int m = 0; m < STUDY_METRICS; m++) {
         out->values[m] = number_or_nan(root, study_metrics[m].key);
     }
+    out->tokens_in = number_or_nan(root, "total_input_tokens") / (double)completed;
+    out->tokens_out = number_or_nan(root, "total_output_tokens") / (double)completed;
     const cJSON *trimmed = cJSON_GetObjectItemCaseSensitive(root, "trimmed");
     if (cJSON_IsObject(trimmed)) {
         out->values[STUDY_OUTPUT] = number_or_nan(trimmed, "steady_output_throughput");

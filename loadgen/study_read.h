@@ -45,8 +45,9 @@ typedef struct study_run {
     unsigned round; /* N of rN.json */
     double values[STUDY_METRICS];
     double steps, by_seqs, by_tokens,
-        by_blocks;     /* from the scheduler's counters; NaN = not known */
-    double wait_share; /* of the router's time; NaN = not known */
+        by_blocks;                /* from the scheduler's counters; NaN = not known */
+    double tokens_in, tokens_out; /* of a request, mean */
+    double wait_share;            /* of the router's time; NaN = not known */
     bool client_late;
     char date[24];
 } study_run;
@@ -74,7 +75,14 @@ moe_err study_read(const char *dir, study *out, errbuf *eb);
 moe_err study_read_cell(const char *path, study_cell *out, errbuf *eb);
 void study_fini(study *s);
 
-/* The run's values of a metric, into out [STUDY_RUNS_MAX]; returns how many are numbers. */
+/* A value of the cell's card. */
+static inline const char *
+study_get(const study_cell *cell, const char *path)
+{
+    return card_get(&cell->card, path);
+}
+
+/* The runs' values of a metric, into out [STUDY_RUNS_MAX]; returns how many are numbers. */
 size_t study_values(const study_cell *cell, study_metric metric, double *out);
 
 /* A result file's text, into *out.   MOE_EINVAL */

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,7 +36,8 @@ static const char style[] =
     ".t-wait{fill:#b9c0c8}.t-combine{fill:#56b4e9}.t-experts{fill:#009e73}.t-other{fill:#7d6b5d}\n";
 
 static const char *const axis_words[STUDY_AXES] = {
-    "Mode", "EPLB: off against on", "Load: even against skewed",
+    "Mode", "EPLB: off against on",
+    "Load: balanced against skewed (other prompts: see tokens in and out)",
     "MAX_SEQS: smallest against largest", "BATCH_TOKENS: smallest against largest"};
 
 /* ---- numbers ---- */
@@ -101,14 +103,15 @@ put_share(double share, FILE *to)
 
 /* ---- parts of the page ---- */
 
+/* The cell's name, as an address of a file in its folder. */
 static void
-put_cell_name(const study_cell *c, FILE *to)
+put_cell_name(const study_cell *c, const char *file, FILE *to)
 {
     char name[256];
     study_describe(c, name, sizeof name);
     fputs("<td class=\"l\"><a href=\"", to);
     markup_address(c->folder, to);
-    fputs("/card.yaml\">", to);
+    fprintf(to, "/%s\">", file);
     markup_text(name, to);
     fputs("</a></td>", to);
 }
@@ -165,16 +168,6 @@ put_head(const study *s, FILE *to)
           to);
 }
 
-/* "12 % more", "1.5 times": how b is to a. */
-static void
-put_change(double ratio, FILE *to)
-{
-    if (ratio >= 2 || ratio <= 0.5)
-        fprintf(to, "%.2f times", ratio);
-    else
-        fprintf(to, "%.1f %% %s", 100 * fabs(ratio - 1), ratio >= 1 ? "more" : "less");
-}
-
 static void
 put_sentence(const study_pair *pair, int m, FILE *to)
 {
@@ -182,19 +175,16 @@ put_sentence(const study_pair *pair, int m, FILE *to)
     const comparison *c = &pair->of[m];
     study_describe(pair->a, a, sizeof a);
     study_describe(pair->b, b, sizeof b);
-    fputs("<li><strong>", to);
+    fprintf(to, "<li>%s: <strong>", study_metrics[m].words);
     markup_text(b, to);
-    fputs("</strong> has ", to);
-    put_change(c->ratio, to);
-    fprintf(to, " %s than ", c->ratio >= 2 || c->ratio <= 0.5 ? "the" : "");
-    markup_text(a, to);
-    fprintf(to, " (p = %.2g): <em>", c->p);
-    markup_text(study_metrics[m].words, to);
-    fputs("</em> ", to);
-    put_number(c->median_a, to);
-    fputs(" to ", to);
+    fputs("</strong> ", to);
     put_number(c->median_b, to);
-    fprintf(to, " %s.</li>\n", study_metrics[m].unit);
+    fprintf(to, " %s, ", study_metrics[m].unit);
+    markup_text(a, to);
+    fputs(" ", to);
+    put_number(c->median_a, to);
+    fprintf(to, " %s: %.2f times (p = %.2g), %s.</li>\n", study_metrics[m].unit, c->ratio, c->p,
+            (c->ratio < 1) == study_metrics[m].lower_is_better ? "better" : "worse");
 }
 
 static void
@@ -226,7 +216,7 @@ put_found(const study_pair *pairs, size_t count, FILE *to)
                 COMPARE_LEVEL * (double)tested);
     fputs("<ul>\n", to);
     for (size_t i = 0; i < count; i++) {
-        if (pairs[i].axis > STUDY_BY_LOAD) continue;
+        if (pairs[i].axis > STUDY_BY_EPLB) continue;
         for (int m = 0; m < STUDY_METRICS; m++) {
             if (pairs[i].of[m].verdict == COMPARE_DIFFERENT) put_sentence(&pairs[i], m, to);
         }
@@ -266,14 +256,25 @@ put_pairs(const study_pair *pairs, size_t count, FILE *to)
         if (i == 0 || pairs[i].axis != pairs[i - 1].axis)
             fprintf(to, "<tr><th colspan=\"10\">%s</th></tr>\n", axis_words[pairs[i].axis]);
         fputs("<tr>", to);
-        put_cell_name(pairs[i].a, to);
-        put_cell_name(pairs[i].b, to);
+        put_cell_name(pairs[i].a, "card.yaml", to);
+        put_cell_name(pairs[i].b, "card.yaml", to);
         for (int m = 0; m < STUDY_METRICS; m++) {
             put_comparison(&pairs[i].of[m], to);
         }
         fputs("</tr>\n", to);
     }
     fputs("</table></div></details>\n", to);
+}
+
+/* The mean over the runs of the double at this place of a run. */
+static double
+mean_of(const study_cell *c, size_t offset)
+{
+    double sum = 0;
+    for (size_t i = 0; i < c->run_count; i++) {
+        sum += *(const double *)(const void *)((const char *)&c->runs[i] + offset);
+    }
+    return sum / (double)c->run_count;
 }
 
 /* Which of the two limits kept anything waiting. */
@@ -306,16 +307,23 @@ put_cells(const study *s, FILE *to)
     for (int m = 0; m < STUDY_METRICS; m++) {
         fprintf(to, "<th>%s (%s)</th>", study_metrics[m].words, study_metrics[m].unit);
     }
-    fputs("<th>limited by seqs</th><th>by tokens</th><th class=\"l\">binds</th></tr>\n", to);
+    fputs("<th>tokens in, out</th><th>limited by seqs</th><th>by tokens</th><th "
+          "class=\"l\">binds</th></tr>\n",
+          to);
     for (size_t i = 0; i < s->count; i++) {
         const study_cell *c = &s->cells[i];
         if (c->run_count == 0) continue;
         fputs("<tr>", to);
-        put_cell_name(c, to);
+        put_cell_name(c, "card.yaml", to);
         put_runs(c, to);
         for (int m = 0; m < STUDY_METRICS; m++) {
             put_metric(c, (study_metric)m, to);
         }
+        fputs("<td>", to);
+        put_number(mean_of(c, offsetof(study_run, tokens_in)), to);
+        fputs(", ", to);
+        put_number(mean_of(c, offsetof(study_run, tokens_out)), to);
+        fputs("</td>", to);
         put_binding(c, to);
         fputs("</tr>\n", to);
     }
@@ -335,7 +343,7 @@ put_skipped(const study *s, FILE *to)
                   to);
         open = true;
         fputs("<tr>", to);
-        put_cell_name(c, to);
+        put_cell_name(c, "card.yaml", to);
         fputs("<td class=\"l\">", to);
         markup_text(c->skipped[0] ? c->skipped : "not measured yet", to);
         fputs("</td></tr>\n", to);
@@ -371,13 +379,8 @@ put_trace_table(const study *s, FILE *to)
             fputs("</tr>\n", to);
         }
         open = true;
-        char name[256];
-        study_describe(c, name, sizeof name);
-        fputs("<tr><td class=\"l\"><a href=\"", to);
-        markup_address(c->folder, to);
-        fputs("/traces/summary.json\">", to);
-        markup_text(name, to);
-        fputs("</a></td>", to);
+        fputs("<tr>", to);
+        put_cell_name(c, "traces/summary.json", to);
         for (size_t k = 0; k < n; k++) {
             const cJSON *item = cJSON_GetObjectItemCaseSensitive(c->trace, columns[k].key);
             const double v = cJSON_IsNumber(item) ? item->valuedouble : NAN;

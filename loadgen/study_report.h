@@ -20,7 +20,7 @@
 typedef enum study_axis {
     STUDY_BY_MODE, /* tp4 against ep4; ep4 against ep4r4 */
     STUDY_BY_EPLB, /* off against on */
-    STUDY_BY_LOAD, /* mixed or balanced against skewed */
+    STUDY_BY_LOAD, /* balanced against skewed */
     STUDY_BY_SEQS, /* the smallest against the largest */
     STUDY_BY_TOKENS,
     STUDY_AXES

@@ -36,7 +36,6 @@ typedef enum trace_part {
     TRACE_PART_OTHER, /* embedding, head, sampling, request and reply */
     TRACE_PARTS
 } trace_part;
-extern const char *const trace_part_names[TRACE_PARTS];
 
 typedef struct trace_step {
     double number, start_us, end_us;
@@ -76,6 +75,10 @@ typedef struct trace_summary {
  *   MOE_ERANGE, MOE_ENOTFOUND, MOE_EIO, MOE_ENOMEM */
 moe_err trace_summarize(const char *const *paths, size_t count, trace_summary *out, errbuf *eb);
 void trace_summary_fini(trace_summary *s);
+
+/* All parts of a step; the median of all steps.  NaN when memory runs out. */
+double trace_step_us(const trace_step *step);
+double trace_median_step_us(const trace_summary *s);
 
 /* The figures for people. */
 void trace_summary_print(const trace_summary *s, FILE *to);
