@@ -191,6 +191,8 @@ server_options() {
     # Options that an older deploy/conclave does not know are given only where they are the point.
     if [[ $routers != 1 ]]; then options+=" --routers $routers"; fi
     if [[ $eplb == on || $known_options == *" --eplb "* ]]; then options+=" --eplb $eplb"; fi
+    # Runs are short: balancing must look at the load more often than its default of 3000 steps.
+    if [[ $eplb == on ]]; then options+=" --eplb-config '{\"window_size\":200,\"step_interval\":200}'"; fi
     case $extra in micro-batches=*) options+=" --$extra" ;; esac
     printf '%s' "$options"
 }

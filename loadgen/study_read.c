@@ -56,11 +56,16 @@ number_or_nan(const cJSON *object, const char *key)
 static void
 read_counters(const cJSON *root, study_run *out)
 {
+    static const char balance[] = "conclave:balancedness";
     const cJSON *m = cJSON_GetObjectItemCaseSensitive(root, "server_metrics");
     out->steps = grown(m, "conclave:steps_total");
     out->by_seqs = grown(m, "conclave:steps_limited_by_seqs_total");
     out->by_tokens = grown(m, "conclave:steps_limited_by_tokens_total");
     out->by_blocks = grown(m, "conclave:steps_limited_by_blocks_total");
+    out->placements = grown(m, "conclave:placements_adopted_total");
+    out->moved = grown(m, "conclave:experts_moved_total");
+    out->balance_before = counter(cJSON_GetObjectItemCaseSensitive(m, "before"), balance);
+    out->balance_after = counter(cJSON_GetObjectItemCaseSensitive(m, "after"), balance);
     out->wait_share = grown(m, "conclave:expert_wait_seconds_total") /
                       grown(m, "conclave:router_step_seconds_total");
 }

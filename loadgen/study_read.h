@@ -45,9 +45,11 @@ typedef struct study_run {
     unsigned round; /* N of rN.json */
     double values[STUDY_METRICS];
     double steps, by_seqs, by_tokens,
-        by_blocks;                /* from the scheduler's counters; NaN = not known */
-    double tokens_in, tokens_out; /* of a request, mean */
-    double wait_share;            /* of the router's time; NaN = not known */
+        by_blocks;                        /* from the scheduler's counters; NaN = not known */
+    double tokens_in, tokens_out;         /* of a request, mean */
+    double placements, moved;             /* adopted and moved during the run; NaN = not known */
+    double balance_before, balance_after; /* as the server says; NaN = not known */
+    double wait_share;                    /* of the router's time; NaN = not known */
     bool client_late;
     char date[24];
 } study_run;

@@ -330,6 +330,42 @@ put_cells(const study *s, FILE *to)
     fputs("</table></div>\n", to);
 }
 
+/* Did balancing act?  Of the cells that are there to show it. */
+static void
+put_eplb(const study *s, FILE *to)
+{
+    bool open = false;
+    for (size_t i = 0; i < s->count; i++) {
+        const study_cell *c = &s->cells[i];
+        const bool on = strcmp(study_get(c, "Model-executor.expert_parallel.eplb"), "on") == 0;
+        const char *load = study_get(c, "conclave.load");
+        if (c->run_count == 0 ||
+            (!on && strcmp(load, "balanced") != 0 && strcmp(load, "skewed") != 0))
+            continue;
+        if (!open)
+            fputs("<h2 id=\"eplb\">Did EPLB act?</h2>\n<p>Means over the runs, from the server's "
+                  "counters and its own balancedness before and after a run.</p>\n<div "
+                  "class=\"tables\"><table><tr><th>cell</th><th>EPLB</th><th>placements "
+                  "adopted</th><th>experts moved</th><th>balancedness before</th><th>after</th>"
+                  "</tr>\n",
+                  to);
+        open = true;
+        fputs("<tr>", to);
+        put_cell_name(c, "server.sh", to);
+        fprintf(to, "<td>%s</td>", on ? "on" : "off");
+        const size_t columns[] = {offsetof(study_run, placements), offsetof(study_run, moved),
+                                  offsetof(study_run, balance_before),
+                                  offsetof(study_run, balance_after)};
+        for (size_t k = 0; k < sizeof columns / sizeof columns[0]; k++) {
+            fputs("<td>", to);
+            put_number(mean_of(c, columns[k]), to);
+            fputs("</td>", to);
+        }
+        fputs("</tr>\n", to);
+    }
+    if (open) fputs("</table></div>\n", to);
+}
+
 static void
 put_skipped(const study *s, FILE *to)
 {
@@ -450,6 +486,7 @@ study_write_report(const study *s, FILE *to, errbuf *eb)
     study_draw_heat(s, to);
     study_draw_balance(s, to);
     put_cells(s, to);
+    put_eplb(s, to);
     put_skipped(s, to);
     put_method(to);
     return ferror(to) ? err_set(eb, MOE_EIO, "the report can't be written") : MOE_OK;
