@@ -9,17 +9,35 @@
 phases phases_off;
 
 void
-phases_init(phases *p, const char *const *names, uint32_t count, bool on)
+phases_init(phases *p, const char *const *names, uint32_t count, bool logged, trace *traced)
 {
     assert(count > 0 && count <= PHASES_MAX);
-    *p = (phases){.names = names, .count = count, .on = on};
+    *p = (phases){.names = names,
+                  .count = count,
+                  .on = logged || traced != NULL,
+                  .logged = logged,
+                  .traced = traced};
     p->since_ns = p->reported_ns = clock_now_ns();
+}
+
+/* Waiting for work (phase 0) is the gap between two spans. */
+void
+phases_trace_span(phases *p, uint64_t now)
+{
+    if (p->current != 0) {
+        trace_add(p->traced, &(trace_event){.kind = TRACE_SPAN,
+                                            .name = (uint8_t)p->current,
+                                            .at = p->place,
+                                            .start_ns = p->since_ns,
+                                            .end_ns = now});
+    }
+    p->place = p->next_place;
 }
 
 void
 phases_report(phases *p, const char *subsystem)
 {
-    if (!p->on || p->rounds == 0) return;
+    if (!p->logged || p->rounds == 0) return;
     uint64_t total = 0;
     for (uint32_t i = 0; i < p->count; i++)
         total += p->ns[i];
@@ -45,5 +63,5 @@ phases_end_round(phases *p, const char *subsystem, uint64_t items)
     phase_enter(p, 0);
     p->rounds++;
     p->items += items;
-    if (p->since_ns - p->reported_ns >= PHASES_REPORT_NS) phases_report(p, subsystem);
+    if (p->logged && p->since_ns - p->reported_ns >= PHASES_REPORT_NS) phases_report(p, subsystem);
 }

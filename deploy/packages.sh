@@ -5,7 +5,7 @@
 #   . deploy/packages.sh
 
 packages_required=(build-essential cmake ninja-build pkg-config libnng-dev libprotobuf-c-dev
-    protobuf-c-compiler libcjson-dev libcriterion-dev libmicrohttpd-dev libcurl4-openssl-dev curl git)
+    protobuf-c-compiler libcjson-dev libcriterion-dev libmicrohttpd-dev libcurl4-openssl-dev libyaml-dev curl git)
 packages_optional=(clang-format-14) # only tests/format.sh wants it
 
 # Prints those of its arguments that are not installed.

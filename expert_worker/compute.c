@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "common/clock.h"
+#include "exchange/message_trace.h"
 #include "expert_worker/ffn.h"
 
 /* Dispatches looked at together: every micro-batch of every router. */
@@ -32,6 +33,8 @@ static void
 serve_group(compute *c, const dispatch_view *views, uint32_t count)
 {
     const uint64_t start = clock_now_ns();
+    phases_set_place(&c->phases, views[0].hdr.step, views[0].hdr.layer, views[0].hdr.micro_batch,
+                     0);
     const uint32_t status =
         c->store == NULL ? WIRE_STATUS_NOT_HOSTED : ffn_run(c->ffn, c->store, views, count);
     phase_enter(&c->phases, FFN_REPLY);
@@ -39,6 +42,7 @@ serve_group(compute *c, const dispatch_view *views, uint32_t count)
     uint64_t rows = 0;
     for (uint32_t i = 0; i < count; i++) {
         rows += views[i].hdr.row_count;
+        message_trace_served(&c->phases, &views[i], start, busy / count);
         worker_end_reply(c->exchange, &views[i], status, busy / count);
     }
     c->stats.rows += rows;
@@ -109,7 +113,7 @@ compute_main(void *arg)
 
 moe_err
 compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, pool *p,
-              bool profile, errbuf *eb)
+              bool profile, trace *traced, errbuf *eb)
 {
     *out = NULL;
     compute *c = calloc(1, sizeof *c);
@@ -117,7 +121,7 @@ compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, 
     c->exchange = exchange;
     c->kernels = kernels;
     c->pool = p;
-    phases_init(&c->phases, ffn_phase_names, FFN_PHASES, profile);
+    phases_init(&c->phases, ffn_phase_names, FFN_PHASES, profile, traced);
     pthread_mutex_init(&c->lock, NULL);
     if (pthread_create(&c->thread, NULL, compute_main, c) != 0) {
         pthread_mutex_destroy(&c->lock);

@@ -10,6 +10,7 @@
 #define MOE_EXPERT_WORKER_COMPUTE_H
 
 #include "common/pool.h"
+#include "common/trace.h"
 #include "exchange/worker_end.h"
 #include "expert_worker/store.h"
 #include "kernels/table.h"
@@ -25,9 +26,10 @@ typedef struct compute_stats {
 } compute_stats;
 
 /* Start the thread.  All pointers are borrowed until stop.  Until a store is loaded, dispatches are
- * answered WIRE_STATUS_NOT_HOSTED.  profile: say in the log where the time goes. */
+ * answered WIRE_STATUS_NOT_HOSTED.  profile: say in the log where the time goes.  traced: where
+ * spans and messages are entered; NULL = nowhere. */
 moe_err compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, pool *p,
-                      bool profile, errbuf *eb);
+                      bool profile, trace *traced, errbuf *eb);
 /* Calls worker_end_stop(), joins, frees the store.  Accepts NULL. */
 void compute_stop(compute *c);
 

@@ -7,6 +7,7 @@
 #include "common/cpu.h"
 #include "common/log.h"
 #include "common/program.h"
+#include "expert_worker/ffn.h"
 #include "expert_worker/service.h"
 
 static worker_service *running;
@@ -19,7 +20,8 @@ on_signal(int sig)
 }
 
 typedef struct options {
-    const char *model, *run_dir, *dtype, *transport, *packed_cache, *cpu_affinity, *log_level;
+    const char *model, *run_dir, *dtype, *transport, *packed_cache, *cpu_affinity, *log_level,
+        *trace;
     int64_t worker_id, threads, expert_memory;
     bool profile;
 } options;
@@ -50,6 +52,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     pool *compute_pool = NULL, *load_pool = NULL;
     worker_end *exchange = NULL;
     compute *comp = NULL;
+    trace *traced = NULL;
     worker_service *service = NULL;
     identity id;
     const uint64_t incarnation = incarnation_draw();
@@ -70,7 +73,16 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     snprintf(part, sizeof part, "w%lld-", (long long)o->worker_id);
     shm_objects_remove(run->id, part); /* of an earlier life that was killed */
     err = worker_end_create(&exchange, run->id, (uint32_t)o->worker_id, incarnation, link_url, eb);
-    if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, o->profile, eb);
+    if (!err && o->trace[0] != '\0')
+        err = trace_open(&traced,
+                         &(trace_config){.path = o->trace,
+                                         .role = "worker",
+                                         .id = (uint32_t)o->worker_id,
+                                         .thread = "compute",
+                                         .names = ffn_phase_names,
+                                         .name_count = FFN_PHASES},
+                         eb);
+    if (!err) err = compute_start(&comp, exchange, &kernels, compute_pool, o->profile, traced, eb);
     if (!err)
         err = worker_service_create(
             &service,
@@ -104,6 +116,7 @@ done:
     if (err) fail(eb);
     worker_service_free(service);
     compute_stop(comp);
+    trace_close(traced);
     worker_end_free(exchange);
     pool_free(load_pool);
     pool_free(compute_pool);
@@ -135,6 +148,8 @@ main(int argc, char **argv)
          "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},
         {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
          "say in the log, every 5 s and at the end, which share of the time each phase takes"},
+        {"trace", NULL, FLAG_STRING, &o.trace, "", 0, 0, NULL, NULL,
+         "file for a trace of every group, in Chrome's format; empty = none"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };

@@ -26,7 +26,8 @@ enum {
     RNG_SHUFFLE = 4,
     RNG_BLOCKS = 5, /* the shared parts of prompts: prefixes, a trace's hashed blocks */
     RNG_SKEW = 6,
-    RNG_RESAMPLE = 7
+    RNG_RESAMPLE = 7,
+    RNG_DEALS = 8
 };
 
 void rng_init(rng *r, uint64_t seed, uint64_t stream);

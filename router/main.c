@@ -50,7 +50,7 @@ on_signal(int sig)
 typedef struct options {
     const char *model, *run_dir, *parallelism, *dtype, *attn_dtype, *kv_dtype, *exchange,
         *transport, *packed_cache, *cpu_affinity, *log_level, *eplb_config, *eplb_policy,
-        *routing_trace;
+        *routing_trace, *trace;
     int64_t router_id, routers, workers, num_redundant_experts, max_num_seqs,
         max_num_batched_tokens, max_model_len, num_kv_blocks, micro_batches, threads,
         worker_timeout_ms, eplb_move_mbps;
@@ -167,8 +167,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     load_feed *feed = NULL;
     balancer *balance_thread = NULL;
     eplb_policy policy = EPLB_CONCLAVE;
-    phases profile;
-    phases_init(&profile, step_phase_names, STEP_PHASES, o->profile);
+    phases profile = {0};
+    trace *traced = NULL;
     router_service *service = NULL;
     transformer_config sizes = {0};
     identity id;
@@ -180,7 +180,17 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     moe_err err = check_shares(o, eb);
     if (!err) err = affinity_apply(o->cpu_affinity, (uint32_t)o->router_id, eb);
     if (!err) err = checkpoint_open(&ckpt, o->model, eb);
+    if (!err && o->trace[0] != '\0')
+        err = trace_open(&traced,
+                         &(trace_config){.path = o->trace,
+                                         .role = "router",
+                                         .id = (uint32_t)o->router_id,
+                                         .thread = "step",
+                                         .names = step_phase_names,
+                                         .name_count = STEP_PHASES},
+                         eb);
     if (err) goto done;
+    phases_init(&profile, step_phase_names, STEP_PHASES, o->profile, traced);
     const model_config *model = checkpoint_config(ckpt);
     sizes = size_transformer(o, model);
     if (sizes.max_model_len > model->max_position) {
@@ -323,6 +333,10 @@ done:
     follower_free(follow);
     membership_free(running);
     router_end_free(exchange);
+    if (tf != NULL)
+        trace_put_counts(traced, transformer_expert_tokens(tf), checkpoint_config(ckpt)->num_layers,
+                         checkpoint_config(ckpt)->num_experts);
+    trace_close(traced);
     transformer_free(tf);
     pool_free(threads);
     checkpoint_close(ckpt);
@@ -395,6 +409,8 @@ main(int argc, char **argv)
          "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},
         {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,
          "say in the log, every 5 s and at the end, which share of the time each phase takes"},
+        {"trace", NULL, FLAG_STRING, &o.trace, "", 0, 0, NULL, NULL,
+         "file for a trace of every step, in Chrome's format; empty = none"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
         {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,

@@ -253,6 +253,7 @@ answer(stepper *s, const queued_step *q)
     phases *ph = s->config.phases;
     errbuf eb = {{0}};
     Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
+    phases_set_place(ph, r->step, TRACE_NO_LAYER, 0, (uint32_t)r->n_work);
     phase_enter(ph, PHASE_PREPARE);
     moe_err err = step_order_check(&s->order, q->client, r, &eb);
     if (!err) {

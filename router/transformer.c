@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "common/clock.h"
+#include "exchange/message_trace.h"
 #include "router/replica_choice.h"
 #include "router/weights.h"
 
@@ -474,14 +475,16 @@ keep_wanted(transformer *tf, const micro_batch *mb)
 }
 
 static void
-attend(transformer *tf, micro_batch *mb, uint32_t layer)
+attend(transformer *tf, uint32_t m, uint32_t layer, uint64_t step)
 {
+    micro_batch *mb = &tf->batches[m];
     const model_config *c = &tf->config;
     const layer_weights *w = &tf->weights.layers[layer];
     const uint32_t h = c->hidden_size, q_width = c->num_heads * c->head_dim;
 
     tf->job.layer = layer;
     tf->job.norm_weight = w->attn_norm;
+    phases_set_place(tf->phases, step, layer, m, mb->count);
     phase_enter(tf->phases, PHASE_NORM);
     run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
     phase_enter(tf->phases, PHASE_QKV);
@@ -544,9 +547,16 @@ dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t step, 
                           .mode = fleet->mode,
                           .token_count = mb->count};
     mb->pending = true;
+    const exchange_limits limits = transformer_exchange_limits(tf);
     for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
         const dispatch_list list = dispatch_plan_list(mb->plan, worker);
         if (list.row_count == 0) continue; /* it may be lost */
+        if (tf->phases->on) {
+            wire_hdr sent = hdr;
+            sent.row_count = list.row_count;
+            message_trace(tf->phases, TRACE_DISPATCH_SENT, &sent, worker,
+                          exchange_row_bytes(&limits), clock_now_ns());
+        }
         err = router_end_post(fleet->exchange, worker, &hdr, &list);
         if (err) {
             *lost = worker;
@@ -601,6 +611,7 @@ gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32
     const layer_weights *w = &tf->weights.layers[layer];
     if (mb->count == 0) return MOE_OK;
 
+    phases_set_place(tf->phases, step, layer, m, mb->count);
     tf->job.norm_weight = w->ffn_norm;
     tf->job.norm_rows = router_end_rows(fleet->exchange, m);
     phase_enter(tf->phases, PHASE_FFN_NORM);
@@ -688,12 +699,28 @@ probe_rows(const transformer *tf, const micro_batch *mb, uint32_t layer)
     }
 }
 
+static void
+trace_results(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t now)
+{
+    if (!tf->phases->on) return;
+    const exchange_limits limits = transformer_exchange_limits(tf);
+    for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
+        const dispatch_list list = dispatch_plan_list(tf->batches[m].plan, worker);
+        const wire_hdr *h =
+            list.row_count ? router_end_result_hdr(fleet->exchange, worker, m) : NULL;
+        if (h != NULL)
+            message_trace(tf->phases, TRACE_RESULT_RECEIVED, h, worker,
+                          exchange_result_stride(&limits) * sizeof(float), now);
+    }
+}
+
 static moe_err
 combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer, uint64_t step,
         step_times *times, uint32_t *lost, errbuf *eb)
 {
     micro_batch *mb = &tf->batches[m];
     if (mb->count == 0) return MOE_OK;
+    phases_set_place(tf->phases, step, layer, m, mb->count);
     phase_enter(tf->phases, PHASE_WAIT);
     const uint64_t start = clock_now_ns();
     for (uint64_t since = start;; since = clock_now_ns()) {
@@ -704,8 +731,10 @@ combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer, 
         err = resend(tf, fleet, step, err, times, lost, eb);
         if (err) return err;
     }
-    times->expert_wait_ns += clock_now_ns() - start;
+    const uint64_t end = clock_now_ns();
+    times->expert_wait_ns += end - start;
     mb->pending = false;
+    trace_results(tf, fleet, m, end);
 
     phase_enter(tf->phases, PHASE_COMBINE);
     tf->job.micro_batch = m;
@@ -797,6 +826,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
     if (count > tf->limits.seq_max)
         return err_set(eb, MOE_ERANGE, "%u sequences in a step, at most %u", count,
                        tf->limits.seq_max);
+    phases_set_place(tf->phases, step, TRACE_NO_LAYER, 0, 0);
     phase_enter(tf->phases, PHASE_EMBED);
     tf->job.seqs = seqs;
     tf->job.probe = probe;
@@ -811,7 +841,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
         for (uint32_t m = 0; m < tf->batch_count && !err; m++) {
             if (l > 0) err = combine(tf, fleet, m, l - 1, step, times, lost_worker, eb);
             if (l == layers || err) continue;
-            attend(tf, &tf->batches[m], l);
+            attend(tf, m, l, step);
             err = gate_and_dispatch(tf, fleet, m, l, step, times, lost_worker, eb);
         }
     }
@@ -821,6 +851,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
         settle(fleet);
         return err;
     }
+    phases_set_place(tf->phases, step, TRACE_NO_LAYER, 0, rows);
     compute_logits(tf, seqs, on_logits, user);
     return MOE_OK;
 }

@@ -18,7 +18,7 @@ pass(uint64_t ns)
 Test(phases, time_lands_in_the_phase_that_was_entered)
 {
     phases p;
-    phases_init(&p, names, 3, true);
+    phases_init(&p, names, 3, true, NULL);
     const uint64_t start = p.since_ns;
     phase_enter(&p, 1);
     pass(200000);
@@ -40,7 +40,7 @@ Test(phases, time_lands_in_the_phase_that_was_entered)
 Test(phases, off_nothing_is_counted)
 {
     phases p;
-    phases_init(&p, names, 3, false);
+    phases_init(&p, names, 3, false, NULL);
     phase_enter(&p, 1);
     phases_end_round(&p, "test", 1);
     cr_expect_eq(p.rounds + p.ns[0] + p.ns[1], 0);

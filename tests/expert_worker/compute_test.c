@@ -45,7 +45,7 @@ setup(void)
     cr_assert_eq(pool_create(&threads, 1), MOE_OK);
     cr_assert_eq(router_end_create(&router, &limits, run.id, 0, 7, &eb), MOE_OK, "%s", eb.text);
     cr_assert_eq(worker_end_create(&exchange, run.id, 0, 100, NULL, &eb), MOE_OK, "%s", eb.text);
-    cr_assert_eq(compute_start(&comp, exchange, &kernels, threads, false, &eb), MOE_OK, "%s",
+    cr_assert_eq(compute_start(&comp, exchange, &kernels, threads, false, NULL, &eb), MOE_OK, "%s",
                  eb.text);
     attach_offer offer;
     attach_answer answer;

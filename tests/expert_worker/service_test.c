@@ -165,7 +165,7 @@ setup(void)
     cr_assert_eq(pool_create(&threads, 1), MOE_OK);
     cr_assert_eq(pool_create(&load_threads, 1), MOE_OK);
     cr_assert_eq(worker_end_create(&exchange, run.id, 3, 100, listen, &eb), MOE_OK, "%s", eb.text);
-    cr_assert_eq(compute_start(&comp, exchange, &kernels, threads, false, &eb), MOE_OK, "%s",
+    cr_assert_eq(compute_start(&comp, exchange, &kernels, threads, false, NULL, &eb), MOE_OK, "%s",
                  eb.text);
     memset(&router, 0, sizeof router);
     conclave__router__init(&router.base, NULL);

@@ -174,6 +174,14 @@ try 0 '"completion_tokens":4' ask
 try 0 "stopped" "$conclave" down --run-dir "$dir"
 expect_nothing_left "$dir"
 
+# --- a trace of every process, whole when they have ended
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --workers 3 --trace "$work/traces/new"
+try 0 '"completion_tokens":4' ask
+try 0 "stopped" "$conclave" down --run-dir "$dir"
+expect_nothing_left "$dir"
+try 0 "Steps" "$CONCLAVE_BIN_DIR/conclave-trace" summary "$work"/traces/new/*.json
+[[ $out != *warning* && $out == *"2:"* ]] || fail "a trace is not whole: $out"
+
 # --- in front, as a service manager runs it
 "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --foreground >"$work/front" 2>&1 </dev/null &
 front=$!

@@ -60,9 +60,9 @@ start_worker(mini_fleet *m, uint32_t w, const char *run)
     cr_assert_eq(pool_create(&m->worker_pools[w], m->options.threads), MOE_OK);
     cr_assert_eq(worker_end_create(&m->workers[w], run, w, 100 + w, listen, &eb), MOE_OK, "%s",
                  eb.text);
-    cr_assert_eq(
-        compute_start(&m->computes[w], m->workers[w], &m->kernels, m->worker_pools[w], false, &eb),
-        MOE_OK, "%s", eb.text);
+    cr_assert_eq(compute_start(&m->computes[w], m->workers[w], &m->kernels, m->worker_pools[w],
+                               false, NULL, &eb),
+                 MOE_OK, "%s", eb.text);
     load_worker(m, w, &eb);
 
     const exchange_limits limits = transformer_exchange_limits(m->transformer);

@@ -1,0 +1,148 @@
+#include "loadgen/study_compare.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "loadgen/measure.h"
+#include "loadgen/rng.h"
+
+#define VALUES_MAX 200
+
+static int
+by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double
+compare_median(double *values, size_t n)
+{
+    if (n == 0) return NAN;
+    qsort(values, n, sizeof *values, by_value);
+    return measure_percentile(values, n, 50);
+}
+
+static double
+median_of(const double *values, size_t n)
+{
+    double copy[VALUES_MAX];
+    memcpy(copy, values, n * sizeof *copy);
+    return compare_median(copy, n);
+}
+
+/* The number of deals, or more than the maximum. */
+static double
+count_deals(size_t all, size_t n)
+{
+    double deals = 1;
+    for (size_t i = 0; i < n; i++) {
+        deals = deals * (double)(all - i) / (double)(i + 1);
+    }
+    return deals;
+}
+
+/* |difference of means| of a deal, from the sum of the first group. */
+static double
+difference(double sum_a, double sum_all, size_t n, size_t m)
+{
+    return fabs(sum_a / (double)n - (sum_all - sum_a) / (double)m);
+}
+
+typedef struct tally {
+    const double *all;
+    size_t n, m;
+    double sum_all, seen; /* what was measured, a little less against rounding */
+    double extreme, deals;
+} tally;
+
+static void
+enter_deal(tally *t, double sum_a)
+{
+    t->deals++;
+    t->extreme += difference(sum_a, t->sum_all, t->n, t->m) >= t->seen;
+}
+
+/* Every choice of n of all values. */
+static void
+deal_all(tally *t)
+{
+    size_t chosen[VALUES_MAX];
+    for (size_t i = 0; i < t->n; i++) {
+        chosen[i] = i;
+    }
+    for (;;) {
+        double sum = 0;
+        for (size_t i = 0; i < t->n; i++) {
+            sum += t->all[chosen[i]];
+        }
+        enter_deal(t, sum);
+        size_t i = t->n;
+        while (i > 0 && chosen[i - 1] == t->n + t->m - (t->n - (i - 1))) {
+            i--;
+        }
+        if (i == 0) return;
+        chosen[i - 1]++;
+        for (; i < t->n; i++) {
+            chosen[i] = chosen[i - 1] + 1;
+        }
+    }
+}
+
+static void
+deal_some(tally *t)
+{
+    double values[VALUES_MAX];
+    rng r;
+    rng_init(&r, 1, RNG_DEALS);
+    memcpy(values, t->all, (t->n + t->m) * sizeof *values);
+    for (unsigned d = 0; d < COMPARE_DEALS_MAX; d++) {
+        double sum = 0;
+        for (size_t i = 0; i < t->n; i++) {
+            const size_t j = i + (size_t)rng_below(&r, t->n + t->m - i);
+            const double v = values[j];
+            values[j] = values[i];
+            values[i] = v;
+            sum += v;
+        }
+        enter_deal(t, sum);
+    }
+}
+
+comparison
+compare_values(const double *a, size_t n, const double *b, size_t m)
+{
+    comparison c = {.median_a = NAN, .median_b = NAN, .ratio = NAN, .p = NAN, .p_min = 1};
+    assert(n + m <= VALUES_MAX);
+    if (n > 0) c.median_a = median_of(a, n);
+    if (m > 0) c.median_b = median_of(b, m);
+    c.ratio = c.median_b / c.median_a;
+    if (n == 0 || m == 0) return c;
+
+    double all[VALUES_MAX], sum_a = 0;
+    memcpy(all, a, n * sizeof *all);
+    memcpy(all + n, b, m * sizeof *all);
+    tally t = {.all = all, .n = n, .m = m};
+    for (size_t i = 0; i < n + m; i++) {
+        t.sum_all += all[i];
+        if (i < n) sum_a += all[i];
+    }
+    t.seen = difference(sum_a, t.sum_all, n, m) * (1 - 1e-12);
+    const double deals = count_deals(n + m, n);
+    /* Groups of one size: the deal and its mirror image are equally far apart. */
+    c.p_min = (n == m ? 2 : 1) / deals;
+    const bool every = deals <= COMPARE_DEALS_MAX;
+    if (every)
+        deal_all(&t);
+    else
+        deal_some(&t);
+    c.p = every ? t.extreme / t.deals : (t.extreme + 1) / (t.deals + 1);
+    if (c.p_min > COMPARE_LEVEL)
+        c.verdict = COMPARE_TOO_FEW;
+    else
+        c.verdict = c.p <= COMPARE_LEVEL ? COMPARE_DIFFERENT : COMPARE_NOISE;
+    return c;
+}

@@ -1,0 +1,33 @@
+/* study_fuzz: bytes of a workload card, and of a result; a card that was read is written and read
+ * again, and must be the same. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "loadgen/study_read.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static study_card card, again;
+    study_run run;
+    bool bad;
+    errbuf eb;
+    study_parse_run((const char *)data, size, &run, &bad, &eb);
+    if (card_parse((const char *)data, size, &card, &eb) != MOE_OK) return 0;
+    char *text = NULL;
+    size_t len;
+    FILE *to = open_memstream(&text, &len);
+    if (to == NULL) abort();
+    if (card_write(&card, to, &eb) == MOE_OK && fflush(to) == 0) {
+        if (card_parse(text, len, &again, &eb) != MOE_OK) abort();
+        for (int i = 0; i < CARD_FIELDS; i++) {
+            if (strcmp(card.values[i], again.values[i]) != 0) abort();
+        }
+    }
+    fclose(to);
+    free(text);
+    return 0;
+}

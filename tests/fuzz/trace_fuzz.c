@@ -1,0 +1,38 @@
+/* trace_fuzz: bytes of a trace file (--trace); what can be read is summarized and written. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "loadgen/trace_summary.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    const int fd = memfd_create("trace", MFD_CLOEXEC);
+    if (fd < 0 || write(fd, data, size) != (ssize_t)size) abort();
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    const char *const paths[] = {path};
+    trace_summary s;
+    errbuf eb = {{0}};
+    if (trace_summarize(paths, 1, &s, &eb) == MOE_OK) {
+        char *text = NULL;
+        size_t len;
+        FILE *to = open_memstream(&text, &len);
+        if (to == NULL) abort();
+        if (s.step_count == 0) abort();
+        trace_summary_print(&s, to);
+        trace_summary_write_json(&s, to, &eb);
+        fclose(to);
+        free(text);
+        trace_summary_fini(&s);
+    } else if (eb.text[0] == '\0') {
+        abort();
+    }
+    close(fd);
+    return 0;
+}

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# deploy/study.sh: two cells, interrupted and taken up again, and the page they make.
+#
+# usage: study_test.sh REPOSITORY BIN_DIR
+set -euo pipefail
+
+ROOT=$1
+export CONCLAVE_BIN_DIR=$2
+study=$ROOT/deploy/study.sh
+model=$ROOT/models/demo
+unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_API_KEY
+
+work=$(mktemp -d /tmp/conclave-test-XXXXXX)
+out=$work/out
+failures=0 runner=""
+
+finish() {
+    if [[ -n $runner ]]; then kill "$runner" 2>/dev/null || true; fi
+    wait
+    rm -rf "$work"
+}
+trap finish EXIT
+
+fail() {
+    printf 'FAILED: %s\n' "$*" >&2
+    failures=$((failures + 1))
+}
+
+# try STATUS WORDS COMMAND...: its exit status must be STATUS and its output hold WORDS.
+try() {
+    local want=$1 words=$2 got=0
+    shift 2
+    said=$("$@" 2>&1 </dev/null) || got=$?
+    [[ $got == "$want" ]] || fail "exit status $got, not $want, of: $* : $said"
+    [[ $said == *"$words"* ]] || fail "no \"$words\" in the output of: $* : $said"
+}
+
+# --- options that can't be
+try 2 "--model" bash "$study" --out "$out"
+try 2 "--out" bash "$study" --model "$model"
+try 2 "config.json" bash "$study" --model "$work" --out "$out"
+try 2 "--frobnicate" bash "$study" --frobnicate
+try 2 "no cell matches" bash "$study" list --quick --model "$model" --out "$out" --cells nothing
+try 2 "report DIR" bash "$study" report "$work/nothing"
+try 1 "no experiment folder" bash "$study" report "$work"
+[[ $(bash "$study" list --quick --model "$model" --out "$out" | sort -u | wc -l) == 6 ]] || fail "not six quick cells"
+[[ $(bash "$study" list --model "$model" --out "$out" | sort | uniq -d) == "" ]] || fail "two cells with one folder"
+
+# --- interrupted after the first run: nothing goes on running, and that run is kept
+tp="$out/demo-conclaveTP4-cpu[8_8192]-conclave"
+ep="$out/demo-conclaveEP4-cpu[8_8192]-conclave"
+two=(--quick --repeats 1 --model "$model" --out "$out" --cells '\[8_8192\]')
+bash "$study" "${two[@]}" >"$work/first" 2>&1 </dev/null &
+runner=$!
+for ((i = 0; i < 1200; i++)); do
+    [[ -f $tp/results_json/r1.json || -f $ep/results_json/r1.json ]] && break
+    kill -0 "$runner" 2>/dev/null || break
+    sleep 0.05
+done
+try 2 "another study runs" bash "$study" "${two[@]}"
+kill -TERM "$runner"
+status=0
+wait "$runner" || status=$?
+runner=""
+[[ $status == 143 ]] || fail "interrupted, it ended with $status: $(cat "$work/first")"
+left=$(grep -lzE -- "--model=$model\$" /proc/[0-9]*/cmdline 2>/dev/null | xargs -r grep -lzE -- '--run-dir=/tmp/conclave-study\.' 2>/dev/null || true)
+[[ -z $left ]] || fail "processes left: $left"
+done_before=$(find "$out" -name 'r1.json' | wc -l)
+[[ $done_before == 1 ]] || fail "$done_before runs are there after the interruption: $(cat "$work/first")"
+
+# --- the same command goes on; another setting can't share the folder
+kept=$(find "$out" -name r1.json -exec stat -c '%n %Y' {} +)
+try 0 "1 of 2 runs are there already" bash "$study" "${two[@]}"
+[[ $said == *"[2/2]"* && $said != *"[1/2]"* ]] || fail "it did not go on where it was: $said"
+[[ $(find "$out" -name r1.json -exec stat -c '%n %Y' {} +) == *"$kept"* ]] || fail "a run was done twice"
+try 2 "other settings" bash "$study" --quick --model "$model" --out "$out" --dtype int8
+
+# --- the folders are complete
+for folder in "$tp" "$ep"; do
+    for file in server.sh client.sh README.md card.yaml results_json/r1.json traces/summary.json \
+        traces/router-0.json.gz traces/worker-3.json.gz logs/r1-router-0.log logs/r1-client.log; do
+        [[ -s $folder/$file ]] || fail "no $file in $folder"
+    done
+    try 0 "" "$CONCLAVE_BIN_DIR/conclave-study" check "$folder/card.yaml"
+done
+grep -q 'mode: "tp"' "$tp/card.yaml" || fail "the card of TP says otherwise"
+grep -q 'kernel_tier: "none"' "$tp/card.yaml" && fail "the card does not know the kernels"
+try 0 "" "$CONCLAVE_BIN_DIR/conclave-study" extract "$tp" output_throughput
+[[ $said =~ ^[0-9.]+$ ]] || fail "extract says $said"
+sed -i 's/phase: "inference"/phase: "training"/' "$tp/card.yaml"
+try 1 "only inference" "$CONCLAVE_BIN_DIR/conclave-study" extract "$tp" output_throughput
+sed -i 's/phase: "training"/phase: "inference"/' "$tp/card.yaml"
+
+# --- the report stands alone
+rm "$out/report.html"
+try 0 "" bash "$study" report "$out"
+for words in 'EP4, 8 / 8192' 'id="timeline"' 'id="heat"' 'too few runs' 'MAX_SEQS'; do
+    grep -qF -- "$words" "$out/report.html" || fail "no \"$words\" in the report"
+done
+if grep -qE 'src="?https?:|@import|<script|<link[^>]*stylesheet' "$out/report.html"; then fail "the report needs other files"; fi
+
+# --- a folder runs by itself
+port=$((20000 + RANDOM % 12000))
+try 0 "serving" env RUN_DIR="$work/run" TRACE_DIR= bash "$ep/server.sh" "$model" "$port" 2048 4 512 2
+try 0 "Successful requests:                     6" env RESULT_DIR="$work/alone" RESULT=x \
+    OUTPUT_LEN=4 bash "$ep/client.sh" random 16 "$port" 6
+[[ -s $work/alone/x.json ]] || fail "client.sh wrote no result"
+try 0 "stopped" "$ROOT/deploy/conclave" down --run-dir "$work/run"
+
+# --- what this version can't do is skipped with a reason
+export CONCLAVE_ROOT=$work/fake # what the folder's scripts call
+mkdir -p "$work/fake/deploy"
+printf '#!/bin/sh\necho "conclave: up: no service knows --eplb" >&2\nexit 2\n' >"$work/fake/deploy/conclave"
+chmod +x "$work/fake/deploy/conclave"
+try 0 "skipped demo-conclaveEP4-cpu[8_8192]-conclave: conclave: up: no service knows --eplb" \
+    bash "$study" --quick --repeats 1 --model "$model" --out "$work/skip" --cells '\[8_8192\]'
+grep -qF 'no service knows --eplb' "$work/skip/report.html" || fail "the report does not say why a cell was skipped"
+
+if ((failures)); then
+    echo "$failures checks failed"
+    exit 1
+fi
+echo "study: all checks passed"
