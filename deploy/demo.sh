@@ -48,7 +48,7 @@ build() {
     if [[ -n ${CONCLAVE_BIN_DIR:-} ]]; then return 0; fi # someone else's build is to be shown
     quietly "configuring" cmake --preset release
     quietly "building" cmake --build build --target \
-        conclave-frontend conclave-router conclave-worker conclave-loadgen
+        conclave-frontend conclave-router conclave-worker conclave-ctl conclave-loadgen
 }
 
 # Below the range from which the kernel takes ports for outgoing connections.
