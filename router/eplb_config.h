@@ -17,7 +17,7 @@ typedef struct eplb_config {
     uint32_t window_size;           /* steps whose load is looked at */
     uint32_t step_interval;         /* steps between two looks at the placement */
     uint32_t num_redundant_experts; /* slots of a layer beyond its experts, over all workers */
-    bool log_balancedness;          /* log it after every step */
+    bool log_balancedness;          /* log it as steps end, at most ten times a second */
 } eplb_config;
 
 eplb_config eplb_default_config(void);
