@@ -74,6 +74,16 @@ Test(routers, answers_are_the_same_for_any_number_of_routers)
     forget_reference();
 }
 
+Test(routers, tensor_parallel_answers_are_the_same_for_two_routers)
+{
+    ask_reference(ROOM "--parallelism=tp");
+    fleet_start(&f, &(fleet_options){.routers = 2, .router_flags = ROOM "--parallelism=tp"});
+    ask_and_compare("tp, 2 routers");
+    cr_expect_gt(fleet_router_metric(&f, "conclave:router_steps_total", 1), 0);
+    fleet_stop(&f);
+    forget_reference();
+}
+
 static void
 kill_process(const char *name)
 {

@@ -282,6 +282,7 @@ Test(follower, gives_up_whom_router_0_gave_up_and_takes_the_next_life)
     membership_leave(leader);
     follower_update(f, 0);
     cr_expect(!status_of(m).ready, "worker 1 alone hosts something");
+    cr_expect_str_eq(membership_worker(m, 1).state, "lost", "a step may be waiting for it");
     fake_worker_kill(&workers[1]);
     start_worker(1, 201);
     membership_update(leader, 0);
