@@ -268,7 +268,8 @@ Both take their settings as arguments, too: see their first lines. CONCLAVE_ROOT
 
 - The server is warm: $warmups requests go before each run and are not measured. Prefix caching is off: the runs repeat prompts.
 - \`results_json/rN.json\` is round N. The study's rounds visit all cells, forwards and backwards in turn.
-- \`traces/\` is from a run of its own, so that tracing is not within the figures: one file a process, and summary.json.
+- \`traces/\` is from a run of its own, so that tracing is not within the figures: one file a process, and summary.json
+  (of router 0's steps).
 - \`logs/\` has each round's logs of the services.
 TEXT
 }
@@ -447,7 +448,8 @@ trace_cell() {
         RESULT_DIR=$raw/result RESULT=run OUTPUT_LEN=32 WARMUP_S=0 COOLDOWN_S=0 run_child bash "$folder/client.sh" \
             "$dataset" 1024 "$port" "$trace_prompts" >"$folder/logs/trace-client.log" 2>&1 || status=$?
         stop_fleet
-        "$BIN/conclave-trace" summary --json "$raw"/*.json >"$raw/summary" || status=$?
+        # A summary is of one router's steps.
+        "$BIN/conclave-trace" summary --json "$raw"/router-0.json "$raw"/worker-*.json >"$raw/summary" || status=$?
     else
         status=1
         cp "$run_dir.up" "$folder/logs/trace-client.log"
@@ -479,7 +481,8 @@ check_settings() {
 command_run() {
     parse "$@"
     local binary cell
-    for binary in conclave-router conclave-worker conclave-frontend conclave-loadgen conclave-study conclave-trace; do
+    for binary in conclave-router conclave-worker conclave-frontend conclave-ctl conclave-loadgen \
+        conclave-study conclave-trace; do
         [[ -x $BIN/$binary ]] || die "$BIN/$binary is not built; run: cmake --preset release && cmake --build build"
     done
     mkdir -p "$out" || die "--out: can't make $out"

@@ -28,7 +28,7 @@ typedef struct reader {
     answer answers[TRACE_ID_MAX]; /* of the layer being waited for */
     size_t answer_count;
     /* the second pass */
-    double want_step, step_start;
+    double want_step, step_start, step_end;
 } reader;
 
 static trace_part
@@ -219,7 +219,8 @@ on_timeline(void *ctx, const trace_row *row, errbuf *eb)
     const double offset =
         !r->head.is_router && r->far[id] && isfinite(s->offset_us[id]) ? s->offset_us[id] : 0;
     const double start = row->start_us - offset - r->step_start;
-    if (start < -1e6 || start > 1e9) return MOE_OK; /* of another router's step */
+    /* Another router's step may have the same number. */
+    if (start < 0 || start > r->step_end - r->step_start) return MOE_OK;
     trace_span *span = &s->timeline[s->timeline_count++];
     *span = (trace_span){.process = r->head.is_router ? 0 : 1 + id,
                          .layer = row->layer,
@@ -243,6 +244,7 @@ choose_step(const trace_summary *s, reader *r)
     }
     r->want_step = s->steps[best].number;
     r->step_start = s->steps[best].start_us;
+    r->step_end = s->steps[best].end_us;
 }
 
 static void

@@ -182,6 +182,20 @@ expect_nothing_left "$dir"
 try 0 "Steps" "$CONCLAVE_BIN_DIR/conclave-trace" summary "$work"/traces/new/*.json
 [[ $out != *warning* && $out == *"2:"* ]] || fail "a trace is not whole: $out"
 
+# --- and of each of two routers
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --routers 2 --trace "$work/traces/two"
+try 0 '"completion_tokens":4' ask
+try 0 "stopped" "$conclave" down --run-dir "$dir"
+expect_nothing_left "$dir"
+try 1 "a second router" "$CONCLAVE_BIN_DIR/conclave-trace" summary "$work"/traces/two/*.json
+steps=0 # which of them had the request is the frontend's to choose
+for name in router-0 router-1; do
+    if "$CONCLAVE_BIN_DIR/conclave-trace" summary "$work/traces/two/$name.json" "$work"/traces/two/worker-*.json >"$work/summary" 2>&1; then
+        grep -q "^Steps" "$work/summary" && steps=1
+    fi
+done
+((steps)) || fail "no router's trace has the steps of a request"
+
 # --- in front, as a service manager runs it
 "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --foreground >"$work/front" 2>&1 </dev/null &
 front=$!
