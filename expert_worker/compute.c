@@ -74,10 +74,8 @@ refuse_unacceptable(compute *c, dispatch_view *views, uint32_t count)
     return good;
 }
 
-/* Dispatches of one layer side by side, in the order in which they were taken: several routers'
- * rows then read each expert's weights once. */
-static void
-sort_by_layer(dispatch_view *views, uint32_t count)
+void
+compute_sort(dispatch_view *views, uint32_t count)
 {
     for (uint32_t i = 1; i < count; i++) {
         const dispatch_view view = views[i];
@@ -100,7 +98,7 @@ compute_main(void *arg)
         pthread_mutex_lock(&c->lock);
         atomic_fetch_add(&c->round, 1); /* before slots are looked up: quiesce() counts on it */
         const uint32_t good = refuse_unacceptable(c, views, count);
-        sort_by_layer(views, good);
+        compute_sort(views, good);
         for (uint32_t i = 0, n; i < good; i += n) {
             n = c->store != NULL ? ffn_group(c->ffn, views + i, good - i) : 1;
             serve_group(c, views + i, n);

@@ -40,6 +40,10 @@ moe_err compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t n
 
 void compute_get_stats(compute *c, compute_stats *out);
 
+/* Put dispatches of one layer side by side, in the order in which they were taken: several routers'
+ * rows then read each expert's weights once. */
+void compute_sort(dispatch_view *views, uint32_t count);
+
 /* What it serves; NULL before the first load.  Borrowed until the next load: the caller sees to it
  * that none comes in between. */
 expert_store *compute_store(compute *c);

@@ -142,6 +142,18 @@ take(router_end *re, uint32_t micro_batch, float out[16])
     memcpy(out, router_end_result(re, 0, micro_batch), 16 * sizeof out[0]);
 }
 
+Test(compute, dispatches_are_put_in_the_order_of_layers_and_arrival)
+{
+    static const uint32_t layers[] = {3, 0, 3, 1, 0, 3, 2, 0}, order[] = {1, 4, 7, 3, 6, 0, 2, 5};
+    dispatch_view views[8];
+    for (uint32_t i = 0; i < 8; i++)
+        views[i] = (dispatch_view){.hdr = {.layer = layers[i]}, .link_index = i};
+    compute_sort(views, 8);
+    for (uint32_t i = 0; i < 8; i++)
+        cr_expect_eq(views[i].link_index, order[i], "place %u", i);
+    compute_sort(views, 0);
+}
+
 /* What each gets alone it gets beside the other's rows, bit for bit; and the two share products:
  * fewer groups than dispatches.  Dispatches of another layer in between do not part them. */
 Test(compute, rows_of_two_routers_share_one_product)
@@ -152,15 +164,15 @@ Test(compute, rows_of_two_routers_share_one_product)
     float want[3][16], got[16];
     post(router, 0, 0, 0.01f);
     take(router, 0, want[0]);
-    post(second, 0, 0, 0.02f);
+    post(second, 0, 1, 0.02f); /* the other layer: it lies between the two in the queue */
     take(second, 0, want[1]);
-    post(third, 0, 1, 0.03f);
+    post(third, 0, 0, 0.03f);
     take(third, 0, want[2]);
     compute_stats stats;
     do { /* or the test's time runs out: they must meet in the queue */
         post(router, 0, 0, 0.01f);
-        post(third, 0, 1, 0.03f);
-        post(second, 0, 0, 0.02f);
+        post(second, 0, 1, 0.02f);
+        post(third, 0, 0, 0.03f);
         take(router, 0, got);
         cr_assert_eq(memcmp(got, want[0], sizeof got), 0);
         take(second, 0, got);
