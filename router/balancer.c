@@ -27,6 +27,8 @@ struct balancer {
     uint64_t losses;   /* when the change under way was planned */
     uint64_t retry_ns; /* no change to the fleet is tried before */
     uint32_t retry_changes;
+    bool surplus; /* some may be hosted that no placement names */
+    uint32_t surplus_changes;
     uint64_t uncovered_ns; /* since when experts are without a host; 0: they are not */
     stepper_stats last_steps;
     uint64_t logged_steps;
@@ -156,6 +158,7 @@ carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
     membership_set_moving(b->config.membership, !repair);
     const moe_err err = mover_run(b->mover, o->next, bytes_per_s, &moved, &eb);
     membership_set_moving(b->config.membership, false);
+    b->surplus = true;
     pthread_mutex_lock(&b->lock);
     b->report.experts_moved += moved.experts;
     b->report.bytes_moved += moved.bytes;
@@ -398,7 +401,10 @@ look(balancer *b)
     }
     fleet_view_fini(&b->view);
     /* What a failed change or a worker's return has left behind. */
-    mover_release_surplus(b->mover);
+    const uint32_t changes = atomic_load(membership_changes(b->config.membership));
+    if (!b->surplus && changes == b->surplus_changes) return;
+    b->surplus_changes = changes;
+    b->surplus = !mover_release_surplus(b->mover);
 }
 
 static void *
@@ -432,6 +438,7 @@ balancer_start(balancer **out, const balancer_config *config, errbuf *eb)
     balancer *b = calloc(1, sizeof *b);
     if (b == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     b->config = *config;
+    b->surplus = true;
     if (b->config.return_ms == 0) b->config.return_ms = BALANCER_RETURN_MS;
     pthread_mutex_init(&b->lock, NULL);
     b->rows = calloc((size_t)config->num_layers * config->num_experts, sizeof *b->rows);

@@ -349,6 +349,7 @@ membership_worker(membership *m, uint32_t id)
     const worker *w = &m->workers[id];
     const bool draining = w->draining && w->state == READY;
     worker_status status = {.known = w->state != ABSENT || w->belongs,
+                            .lost = w->state == LOST,
                             .pid = w->pid,
                             .experts_hosted = w->experts_hosted,
                             .bytes_hosted = w->bytes_hosted,

@@ -96,6 +96,7 @@ void membership_get_status(membership *m, membership_status *out);
 /* One worker, for statistics.  Texts are static. */
 typedef struct worker_status {
     bool known;                          /* else it never registered, or was let go */
+    bool lost;                           /* given up, and not back */
     uint32_t pid, experts_hosted, slots; /* slots: of one layer, in the placement */
     uint64_t bytes_hosted, memory_bytes;
     const char *state, *backend;

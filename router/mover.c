@@ -104,6 +104,21 @@ open_worker(rpc_client **out, const member *w, errbuf *eb)
                            eb);
 }
 
+/* One call on a connection of its own.  *response is to be freed, also after an error. */
+static moe_err
+call_worker(const member *w, unsigned method, const ProtobufCMessage *request, uint32_t timeout_ms,
+            bool (*vain)(void *arg), void *arg, ProtobufCMessage **response, errbuf *eb)
+{
+    rpc_client *client;
+    *response = NULL;
+    moe_err err = open_worker(&client, w, eb);
+    if (err) return err;
+    err = rpc_call_watched(client, method, request, timeout_ms, vain, arg, POLL_MS, response, NULL,
+                           eb);
+    rpc_client_close(client);
+    return err;
+}
+
 /* ---- what is to be loaded ---- */
 
 static moe_err
@@ -197,15 +212,11 @@ ask_hashes(mover *mv, uint32_t w, errbuf *eb)
     }
     if (request.n_experts == 0) return MOE_OK;
     request.experts = mv->ids;
-    rpc_client *client;
     ProtobufCMessage *response;
-    moe_err err = open_worker(&client, &mv->view.members[w], eb);
-    if (err) return err;
-    err = rpc_call_watched(client, METHOD_HASH, &request.base, MOVE_TIMEOUT_MS, call_is_vain, mv,
-                           POLL_MS, &response, NULL, eb);
+    moe_err err = call_worker(&mv->view.members[w], METHOD_HASH, &request.base, MOVE_TIMEOUT_MS,
+                              call_is_vain, mv, &response, eb);
     if (!err) err = check_hashes(mv, w, mv->ids, request.n_experts, (const void *)response, eb);
     rpc_response_free(response);
-    rpc_client_close(client);
     return err;
 }
 
@@ -245,7 +256,7 @@ begin_share(mover *mv, uint32_t w, uint64_t bytes_per_s, errbuf *eb)
 static bool
 is_lost(mover *mv, uint32_t w)
 {
-    return strcmp(membership_worker(mv->config.membership, w).state, "lost") == 0;
+    return membership_worker(mv->config.membership, w).lost;
 }
 
 /* It may have loaded them all the same: what the placement does not name counts as hosted, so that
@@ -376,53 +387,44 @@ release(mover *mv, uint32_t w, size_t count, uint64_t epoch)
 {
     const member *to = &mv->view.members[w];
     Conclave__ReleaseRequest request = CONCLAVE__RELEASE_REQUEST__INIT;
-    ProtobufCMessage *response = NULL;
-    rpc_client *client = NULL;
+    ProtobufCMessage *response;
     errbuf eb = {{0}};
     request.epoch = epoch;
     request.n_experts = count;
     request.experts = mv->ids;
     /* First, so that no placement counts on them any more. */
     membership_set_hosted(mv->config.membership, w, to->incarnation, mv->ids, count, false);
-    moe_err err = open_worker(&client, to, &eb);
-    if (!err)
-        err = rpc_call_watched(client, METHOD_RELEASE, &request.base, RELEASE_TIMEOUT_MS,
-                               worker_is_lost, &(lost_question){mv, w}, POLL_MS, &response, NULL,
-                               &eb);
+    const moe_err err = call_worker(to, METHOD_RELEASE, &request.base, RELEASE_TIMEOUT_MS,
+                                    worker_is_lost, &(lost_question){mv, w}, &response, &eb);
     if (err)
         LOG_WARN("mover", "worker %u keeps %zu experts that it could release: %s", w, count,
                  eb.text);
     rpc_response_free(response);
-    rpc_client_close(client);
 }
 
-void
+bool
 mover_release_surplus(mover *mv)
 {
     errbuf eb;
-    /* Other routers' steps may still use it; what stays is released at another time. */
-    if (!fleet_wait_for_followers(mv->config.membership, FOLLOWERS_TIMEOUT_MS)) return;
-    if (membership_look(mv->config.membership, &mv->view, &eb)) return;
+    if (!fleet_wait_for_followers(mv->config.membership, FOLLOWERS_TIMEOUT_MS)) return false;
+    if (membership_look(mv->config.membership, &mv->view, &eb)) return false;
     for (uint32_t w = 0; w < mv->view.worker_end; w++) {
         if (!mv->view.members[w].ready) continue;
         const size_t count = membership_surplus(mv->config.membership, w, mv->ids);
         if (count != 0) release(mv, w, count, mv->view.epoch);
     }
     fleet_view_fini(&mv->view);
+    return true;
 }
 
 moe_err
 mover_end_worker(mover *mv, const member *worker, errbuf *eb)
 {
     const Conclave__DrainRequest request = CONCLAVE__DRAIN_REQUEST__INIT;
-    ProtobufCMessage *response = NULL;
-    rpc_client *client;
-    moe_err err = open_worker(&client, worker, eb);
-    if (err) return err;
-    err = rpc_call_watched(client, METHOD_DRAIN, &request.base, CALL_TIMEOUT_MS, call_is_vain, mv,
-                           POLL_MS, &response, NULL, eb);
+    ProtobufCMessage *response;
+    const moe_err err = call_worker(worker, METHOD_DRAIN, &request.base, CALL_TIMEOUT_MS,
+                                    call_is_vain, mv, &response, eb);
     rpc_response_free(response);
-    rpc_client_close(client);
     return err;
 }
 
@@ -430,18 +432,14 @@ moe_err
 mover_row_ns(mover *mv, const member *worker, double *row_ns, errbuf *eb)
 {
     const Conclave__StatsRequest request = CONCLAVE__STATS_REQUEST__INIT;
-    ProtobufCMessage *response = NULL;
-    rpc_client *client;
+    ProtobufCMessage *response;
     *row_ns = 0;
-    moe_err err = open_worker(&client, worker, eb);
-    if (err) return err;
-    err = rpc_call_watched(client, METHOD_STATS, &request.base, STATS_TIMEOUT_MS, call_is_vain, mv,
-                           POLL_MS, &response, NULL, eb);
+    const moe_err err = call_worker(worker, METHOD_STATS, &request.base, STATS_TIMEOUT_MS,
+                                    call_is_vain, mv, &response, eb);
     if (!err) {
         const Conclave__WorkerStats *s = (const void *)response;
         if (s->rows != 0) *row_ns = (double)s->busy_ns / (double)s->rows;
     }
     rpc_response_free(response);
-    rpc_client_close(client);
     return err;
 }

@@ -45,8 +45,9 @@ void mover_free(mover *mv); /* accepts NULL */
 moe_err mover_run(mover *mv, const placement *target, uint64_t bytes_per_s, move_report *report,
                   errbuf *eb);
 
-/* Release everything that is hosted but not in the placement. */
-void mover_release_surplus(mover *mv);
+/* Release everything that is hosted but not in the placement.  False: another router's steps may
+ * still use it, nothing was released; try again. */
+bool mover_release_surplus(mover *mv);
 
 /* Tell a worker that hosts nothing more to end. */
 moe_err mover_end_worker(mover *mv, const member *worker, errbuf *eb);
