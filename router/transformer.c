@@ -6,10 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "common/clock.h"
-#include "exchange/message_trace.h"
-#include "router/replica_choice.h"
-#include "router/weights.h"
+#include "router/transformer_impl.h"
 
 #define HEAD_ROWS 64     /* logits computed at a time */
 #define ROWS_PER_ITEM 16 /* row operations, attention */
@@ -20,67 +17,6 @@
 #define PARALLEL_MIN                                                                               \
     500000u /* multiply-adds below which waking threads costs more than it gives                   \
              */
-
-/* The rows of one micro-batch: x rows [first, first + count).  In the last layer, wanted rows are
- * moved to the front of the range. */
-typedef struct micro_batch {
-    uint32_t first, count;
-    dispatch_plan *plan;
-    bool pending; /* rows are with the workers */
-    uint32_t layer, attempt;
-} micro_batch;
-
-struct transformer {
-    model_config config;
-    transformer_config limits;
-    const kernel_table *kernels;
-    pool *pool;
-    router_weights weights;
-
-    char *kv; /* [L][kv_block_count][kv_block_stride] */
-    size_t kv_bytes, kv_block_stride;
-    float *rope_cos, *rope_sin; /* [max_model_len][head_dim / 2] */
-
-    /* Rows of the step, all [token_max]. */
-    float *x;           /* [H] residual stream */
-    float *normed;      /* [hidden_stride] */
-    char *act;          /* [act_stride] activation rows for the next product */
-    float *qkv;         /* [qkv_width] */
-    float *attn;        /* [heads * head_dim] */
-    float *proj;        /* [hidden_stride] */
-    float *gate_logits; /* [gate_stride] */
-    uint32_t *topk_ids; /* [K] */
-    float *topk_weights;
-    uint32_t *row_seq, *row_pos, *row_index; /* sequence, position, place in the step's rows */
-    bool *wanted;
-    float *logits;  /* [HEAD_ROWS][logits_stride] */
-    float *scratch; /* [threads][scratch_stride] attention's */
-    size_t hidden_stride, act_stride, gate_stride, logits_stride, scratch_stride;
-
-    phases *phases;
-
-    micro_batch batches[MICRO_BATCH_MAX];
-    uint32_t batch_count;
-    uint64_t *expert_tokens; /* [L * E] */
-    replica_choice *choice;
-    uint32_t *expert_rows; /* [E] of the micro-batch that is dispatched */
-    uint64_t *worker_rows; /* [WORKER_MAX] chosen so far */
-
-    /* The phase being run by the pool. */
-    struct {
-        const step_seq *seqs;
-        const transformer_probe *probe;
-        uint32_t layer, first, count;
-        uint32_t step_rows; /* T */
-        const expert_fleet *fleet;
-        uint32_t micro_batch;
-        gemm_args gemm;
-        gemm_fn *gemm_fn;
-        uint32_t tile_total, tile_items;
-        const float *norm_weight;
-        void *norm_rows; /* the exchange's token rows */
-    } job;
-};
 
 const char *const step_phase_names[STEP_PHASES] = {
     "idle",      "prepare", "embed",   "norm",     "qkv",  "rope_store",
@@ -297,16 +233,17 @@ multiply(transformer *tf, moe_dtype dtype, const void *w, uint32_t n, uint32_t k
               (uint64_t)m * n * k);
 }
 
-static void
-job_rows(const transformer *tf, uint32_t item, uint32_t *begin, uint32_t *end)
+void
+transformer_job_rows(const transformer *tf, uint32_t item, uint32_t *begin, uint32_t *end)
 {
     const uint32_t stop = tf->job.first + tf->job.count;
     *begin = tf->job.first + item * ROWS_PER_ITEM;
     *end = *begin + ROWS_PER_ITEM < stop ? *begin + ROWS_PER_ITEM : stop;
 }
 
-static void
-run_rows(transformer *tf, pool_fn *fn, uint32_t first, uint32_t count, uint64_t work_per_row)
+void
+transformer_run_rows(transformer *tf, pool_fn *fn, uint32_t first, uint32_t count,
+                     uint64_t work_per_row)
 {
     tf->job.first = first;
     tf->job.count = count;
@@ -322,7 +259,7 @@ norm_item(void *arg, uint32_t item, uint32_t thread)
     transformer *tf = arg;
     const uint32_t h = tf->config.hidden_size;
     uint32_t begin, end;
-    job_rows(tf, item, &begin, &end);
+    transformer_job_rows(tf, item, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {
         float *y = tf->normed + t * tf->hidden_stride;
         tf->kernels->rmsnorm(tf->x + (size_t)t * h, tf->job.norm_weight, tf->config.rms_norm_eps, h,
@@ -344,7 +281,7 @@ rope_store_item(void *arg, uint32_t item, uint32_t thread)
     transformer *tf = arg;
     const model_config *c = &tf->config;
     uint32_t begin, end;
-    job_rows(tf, item, &begin, &end);
+    transformer_job_rows(tf, item, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {
         float *row = tf->qkv + (size_t)t * tf->weights.qkv_width;
         const uint32_t pos = tf->row_pos[t];
@@ -379,7 +316,7 @@ attention_item(void *arg, uint32_t item, uint32_t thread)
     const model_config *c = &tf->config;
     const uint32_t kv_head = item % c->num_kv_heads, q_width = c->num_heads * c->head_dim;
     uint32_t begin, end;
-    job_rows(tf, item / c->num_kv_heads, &begin, &end);
+    transformer_job_rows(tf, item / c->num_kv_heads, &begin, &end);
     for (uint32_t t = begin, n; t < end; t += n) {
         n = run_length(tf, t, end);
         const attn_args args = {
@@ -412,7 +349,7 @@ pack_attn_item(void *arg, uint32_t item, uint32_t thread)
     transformer *tf = arg;
     const uint32_t q_width = tf->config.num_heads * tf->config.head_dim;
     uint32_t begin, end;
-    job_rows(tf, item, &begin, &end);
+    transformer_job_rows(tf, item, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {
         tf->kernels->act_pack(tf->limits.attn_dtype, tf->attn + (size_t)t * q_width, q_width,
                               tf->act + t * tf->act_stride);
@@ -428,7 +365,7 @@ ffn_norm_item(void *arg, uint32_t item, uint32_t thread)
     const uint32_t h = tf->config.hidden_size;
     const size_t row_bytes = act_row_bytes(tf->limits.expert_dtype, h);
     uint32_t begin, end;
-    job_rows(tf, item, &begin, &end);
+    transformer_job_rows(tf, item, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {
         float *x = tf->x + (size_t)t * h, *y = tf->normed + t * tf->hidden_stride;
         tf->kernels->row_add(x, tf->proj + t * tf->hidden_stride, h);
@@ -445,7 +382,7 @@ gate_item(void *arg, uint32_t item, uint32_t thread)
     transformer *tf = arg;
     const uint32_t k = tf->config.top_k;
     uint32_t begin, end;
-    job_rows(tf, item, &begin, &end);
+    transformer_job_rows(tf, item, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {
         tf->kernels->gate_topk(tf->gate_logits + t * tf->gate_stride, tf->config.num_experts, k,
                                tf->topk_ids + (size_t)t * k, tf->topk_weights + (size_t)t * k);
@@ -486,13 +423,13 @@ attend(transformer *tf, uint32_t m, uint32_t layer, uint64_t step)
     tf->job.norm_weight = w->attn_norm;
     phases_set_place(tf->phases, step, layer, m, mb->count);
     phase_enter(tf->phases, PHASE_NORM);
-    run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
+    transformer_run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
     phase_enter(tf->phases, PHASE_QKV);
     multiply(tf, tf->limits.attn_dtype, w->qkv, tf->weights.qkv_width, h,
              tf->act + mb->first * tf->act_stride, tf->act_stride, mb->count,
              tf->qkv + (size_t)mb->first * tf->weights.qkv_width, tf->weights.qkv_width);
     phase_enter(tf->phases, PHASE_ROPE_STORE);
-    run_rows(tf, rope_store_item, mb->first, mb->count, 4u * tf->weights.qkv_width);
+    transformer_run_rows(tf, rope_store_item, mb->first, mb->count, 4u * tf->weights.qkv_width);
 
     if (layer + 1 == c->num_layers) mb->count = keep_wanted(tf, mb);
     uint64_t context = 0;
@@ -505,101 +442,11 @@ attend(transformer *tf, uint32_t m, uint32_t layer, uint64_t step)
     run_items(tf, attention_item, (mb->count + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM * c->num_kv_heads,
               2 * context * q_width);
     phase_enter(tf->phases, PHASE_PACK);
-    run_rows(tf, pack_attn_item, mb->first, mb->count, 4u * q_width);
+    transformer_run_rows(tf, pack_attn_item, mb->first, mb->count, 4u * q_width);
     phase_enter(tf->phases, PHASE_PROJECT);
     multiply(tf, tf->limits.attn_dtype, w->o, h, q_width, tf->act + mb->first * tf->act_stride,
              tf->act_stride, mb->count, tf->proj + mb->first * tf->hidden_stride,
              tf->hidden_stride);
-}
-
-/* Which worker gets which rows: with EP, of an expert's replicas those that make all workers finish
- * together. */
-static moe_err
-plan_rows(transformer *tf, const expert_fleet *fleet, const micro_batch *mb, uint32_t layer)
-{
-    const size_t first = (size_t)mb->first * tf->config.top_k;
-    const uint32_t *ids = tf->topk_ids + first;
-    if (fleet->mode == WIRE_TP)
-        return dispatch_plan_build(mb->plan, WIRE_TP, NULL, fleet->worker_count, ids,
-                                   tf->topk_weights + first, mb->count);
-    const moe_err err = dispatch_plan_count(mb->plan, ids, mb->count, tf->expert_rows);
-    if (err) return err;
-    memset(tf->worker_rows, 0, fleet->worker_count * sizeof *tf->worker_rows);
-    const dispatch_split split = replica_choice_run(tf->choice, fleet->placement, layer,
-                                                    tf->expert_rows, NULL, tf->worker_rows);
-    return dispatch_plan_build_split(mb->plan, &split, fleet->worker_count, ids, mb->count);
-}
-
-/* The rows are in place, and their experts chosen. */
-static moe_err
-dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t step, uint32_t *lost,
-         errbuf *eb)
-{
-    micro_batch *mb = &tf->batches[m];
-    moe_err err = plan_rows(tf, fleet, mb, mb->layer);
-    if (err)
-        return err_set(eb, err, "layer %u: no dispatch plan (%s)", mb->layer, moe_err_name(err));
-    const wire_hdr hdr = {.epoch = fleet->epoch,
-                          .step = step,
-                          .layer = mb->layer,
-                          .micro_batch = m,
-                          .attempt = mb->attempt,
-                          .mode = fleet->mode,
-                          .token_count = mb->count};
-    mb->pending = true;
-    const exchange_limits limits = transformer_exchange_limits(tf);
-    for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
-        const dispatch_list list = dispatch_plan_list(mb->plan, worker);
-        if (list.row_count == 0) continue; /* it may be lost */
-        if (tf->phases->on) {
-            wire_hdr sent = hdr;
-            sent.row_count = list.row_count;
-            message_trace(tf->phases, TRACE_DISPATCH_SENT, &sent, worker,
-                          exchange_row_bytes(&limits), clock_now_ns());
-        }
-        err = router_end_post(fleet->exchange, worker, &hdr, &list);
-        if (err) {
-            *lost = worker;
-            return err_set(eb, err, "worker %u: can't send layer %u (%s)", worker, mb->layer,
-                           moe_err_name(err));
-        }
-    }
-    return MOE_OK;
-}
-
-/* After an error: nothing may be in flight when the rows are used again. */
-static void
-settle(const expert_fleet *fleet)
-{
-    const uint64_t deadline = clock_now_ns() + fleet->timeout_ms * NS_PER_MS;
-    uint32_t silent;
-    while (router_end_settle(fleet->exchange, deadline, &silent) != MOE_OK) {
-        router_end_give_up(fleet->exchange, silent);
-    }
-}
-
-/* Give what lost workers owe to others: every micro-batch that is under way is sent anew, by a plan
- * without them.  err is what happened, *lost whom it happened to; MOE_OK if the step can go on. */
-static moe_err
-resend(transformer *tf, const expert_fleet *fleet, uint64_t step, moe_err err, step_times *times,
-       uint32_t *lost, errbuf *eb)
-{
-    for (uint32_t tries = 0; err != MOE_OK && tries < fleet->worker_count; tries++) {
-        const bool is_loss = err == MOE_ETIMEDOUT || err == MOE_ECLOSED || err == MOE_EINTERNAL;
-        if (!is_loss || fleet->on_lost == NULL) return err;
-        /* One that was too late is not waited for a second time. */
-        router_end_give_up(fleet->exchange, *lost);
-        if (!fleet->on_lost(fleet->user, *lost)) return err;
-        settle(fleet);
-        times->resends++;
-        err = MOE_OK;
-        for (uint32_t m = 0; m < tf->batch_count && !err; m++) {
-            if (!tf->batches[m].pending) continue;
-            tf->batches[m].attempt++;
-            err = dispatch(tf, fleet, m, step, lost, eb);
-        }
-    }
-    return err;
 }
 
 static moe_err
@@ -615,134 +462,22 @@ gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32
     tf->job.norm_weight = w->ffn_norm;
     tf->job.norm_rows = router_end_rows(fleet->exchange, m);
     phase_enter(tf->phases, PHASE_FFN_NORM);
-    run_rows(tf, ffn_norm_item, mb->first, mb->count, 8u * c->hidden_size);
+    transformer_run_rows(tf, ffn_norm_item, mb->first, mb->count, 8u * c->hidden_size);
     phase_enter(tf->phases, PHASE_GATE);
     multiply(tf, DTYPE_F32, w->gate, c->num_experts, c->hidden_size,
              tf->normed + mb->first * tf->hidden_stride, tf->hidden_stride * sizeof(float),
              mb->count, tf->gate_logits + mb->first * tf->gate_stride, tf->gate_stride);
-    run_rows(tf, gate_item, mb->first, mb->count, 16u * c->num_experts);
+    transformer_run_rows(tf, gate_item, mb->first, mb->count, 16u * c->num_experts);
 
     phase_enter(tf->phases, PHASE_DISPATCH);
     mb->layer = layer;
     mb->attempt = 0;
-    const moe_err err = dispatch(tf, fleet, m, step, lost, eb);
+    const moe_err err = expert_dispatch(tf, fleet, m, step, lost, eb);
     const uint32_t *counts = dispatch_plan_expert_counts(mb->plan);
     for (uint32_t e = 0; e < c->num_experts; e++) {
         tf->expert_tokens[(size_t)layer * c->num_experts + e] += counts[e];
     }
-    return resend(tf, fleet, step, err, times, lost, eb);
-}
-
-/* EP: x += the weighted sum of the experts' rows, in top-k order. */
-static void
-combine_ep_item(void *arg, uint32_t item, uint32_t thread)
-{
-    (void)thread;
-    transformer *tf = arg;
-    const expert_fleet *fleet = tf->job.fleet;
-    const micro_batch *mb = &tf->batches[tf->job.micro_batch];
-    const uint32_t k = tf->config.top_k, h = tf->config.hidden_size;
-    const size_t stride = round_up_u32(h, TILE_N);
-    uint32_t begin, end;
-    job_rows(tf, item, &begin, &end);
-    for (uint32_t t = begin; t < end; t++) {
-        const float *rows[MODEL_TOPK_MAX];
-        for (uint32_t j = 0; j < k; j++) {
-            uint32_t worker, row;
-            dispatch_plan_home(mb->plan, (t - mb->first) * k + j, &worker, &row);
-            rows[j] =
-                router_end_result(fleet->exchange, worker, tf->job.micro_batch) + row * stride;
-        }
-        tf->kernels->combine(tf->x + (size_t)t * h, rows, tf->topk_weights + (size_t)t * k, k, h);
-    }
-}
-
-/* TP: x += the workers' partial rows, added in rank order. */
-static void
-combine_tp_item(void *arg, uint32_t item, uint32_t thread)
-{
-    (void)thread;
-    transformer *tf = arg;
-    const expert_fleet *fleet = tf->job.fleet;
-    const micro_batch *mb = &tf->batches[tf->job.micro_batch];
-    const uint32_t h = tf->config.hidden_size;
-    const size_t stride = round_up_u32(h, TILE_N);
-    uint32_t begin, end;
-    job_rows(tf, item, &begin, &end);
-    for (uint32_t t = begin; t < end; t++) {
-        float *sum = tf->proj + t * tf->hidden_stride;
-        for (uint32_t w = 0; w < fleet->worker_count; w++) {
-            const float *part = router_end_result(fleet->exchange, w, tf->job.micro_batch) +
-                                (t - mb->first) * stride;
-            if (w == 0)
-                memcpy(sum, part, h * sizeof *sum);
-            else
-                tf->kernels->row_add(sum, part, h);
-        }
-        tf->kernels->row_add(tf->x + (size_t)t * h, sum, h);
-    }
-}
-
-static void
-probe_rows(const transformer *tf, const micro_batch *mb, uint32_t layer)
-{
-    const transformer_probe *p = tf->job.probe;
-    const uint32_t k = tf->config.top_k, h = tf->config.hidden_size;
-    if (p == NULL) return;
-    for (uint32_t t = mb->first; t < mb->first + mb->count; t++) {
-        const size_t row = (size_t)layer * tf->job.step_rows + tf->row_index[t];
-        if (p->gate_ids)
-            memcpy(p->gate_ids + row * k, tf->topk_ids + (size_t)t * k, k * sizeof(uint32_t));
-        if (p->gate_weights)
-            memcpy(p->gate_weights + row * k, tf->topk_weights + (size_t)t * k, k * sizeof(float));
-        if (p->hidden) memcpy(p->hidden + row * h, tf->x + (size_t)t * h, h * sizeof(float));
-    }
-}
-
-static void
-trace_results(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t now)
-{
-    if (!tf->phases->on) return;
-    const exchange_limits limits = transformer_exchange_limits(tf);
-    for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
-        const dispatch_list list = dispatch_plan_list(tf->batches[m].plan, worker);
-        const wire_hdr *h =
-            list.row_count ? router_end_result_hdr(fleet->exchange, worker, m) : NULL;
-        if (h != NULL)
-            message_trace(tf->phases, TRACE_RESULT_RECEIVED, h, worker,
-                          exchange_result_stride(&limits) * sizeof(float), now);
-    }
-}
-
-static moe_err
-combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer, uint64_t step,
-        step_times *times, uint32_t *lost, errbuf *eb)
-{
-    micro_batch *mb = &tf->batches[m];
-    if (mb->count == 0) return MOE_OK;
-    phases_set_place(tf->phases, step, layer, m, mb->count);
-    phase_enter(tf->phases, PHASE_WAIT);
-    const uint64_t start = clock_now_ns();
-    for (uint64_t since = start;; since = clock_now_ns()) {
-        moe_err err =
-            router_end_wait(fleet->exchange, m, since + fleet->timeout_ms * NS_PER_MS, lost, eb);
-        if (err == MOE_OK) break;
-        err_wrap(eb, err, "worker %u, layer %u", *lost, layer);
-        err = resend(tf, fleet, step, err, times, lost, eb);
-        if (err) return err;
-    }
-    const uint64_t end = clock_now_ns();
-    times->expert_wait_ns += end - start;
-    mb->pending = false;
-    trace_results(tf, fleet, m, end);
-
-    phase_enter(tf->phases, PHASE_COMBINE);
-    tf->job.micro_batch = m;
-    tf->job.fleet = fleet;
-    run_rows(tf, fleet->mode == WIRE_EP ? combine_ep_item : combine_tp_item, mb->first, mb->count,
-             4u * tf->config.top_k * tf->config.hidden_size);
-    probe_rows(tf, mb, layer);
-    return MOE_OK;
+    return expert_resend(tf, fleet, step, err, times, lost, eb);
 }
 
 /* ---- a step ---- */
@@ -796,7 +531,7 @@ compute_logits(transformer *tf, const step_seq *seqs, logits_fn *on_logits, void
     for (uint32_t m = 0; m < tf->batch_count; m++) {
         const micro_batch *mb = &tf->batches[m];
         tf->job.norm_weight = tf->weights.final_norm;
-        run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
+        transformer_run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
         for (uint32_t done = 0; done < mb->count; done += HEAD_ROWS) {
             phase_enter(tf->phases, PHASE_HEAD);
             const uint32_t first = mb->first + done;
@@ -839,7 +574,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
      * the workers. */
     for (uint32_t l = 0; l <= layers && !err; l++) {
         for (uint32_t m = 0; m < tf->batch_count && !err; m++) {
-            if (l > 0) err = combine(tf, fleet, m, l - 1, step, times, lost_worker, eb);
+            if (l > 0) err = expert_combine(tf, fleet, m, l - 1, step, times, lost_worker, eb);
             if (l == layers || err) continue;
             attend(tf, m, l, step);
             err = gate_and_dispatch(tf, fleet, m, l, step, times, lost_worker, eb);
@@ -848,7 +583,7 @@ transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step, cons
     if (err) {
         /* One that was too late is not waited for a second time. */
         if (err == MOE_ETIMEDOUT) router_end_give_up(fleet->exchange, *lost_worker);
-        settle(fleet);
+        expert_settle(fleet);
         return err;
     }
     phases_set_place(tf->phases, step, TRACE_NO_LAYER, 0, rows);
