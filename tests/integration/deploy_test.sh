@@ -11,7 +11,7 @@ model=$ROOT/models/demo
 unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_ROUTERS CONCLAVE_API_KEY
 
 work=$(mktemp -d /tmp/conclave-test-XXXXXX)
-failures=0
+. "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 
 finish() {
     local dir
@@ -19,20 +19,6 @@ finish() {
     rm -rf "$work"
 }
 trap finish EXIT
-
-fail() {
-    printf 'FAILED: %s\n' "$*" >&2
-    failures=$((failures + 1))
-}
-
-# try STATUS WORDS COMMAND...: runs it; its exit status must be STATUS and its output hold WORDS.
-try() {
-    local want=$1 words=$2 got=0
-    shift 2
-    out=$("$@" 2>&1 </dev/null) || got=$?
-    [[ $got == "$want" ]] || fail "exit status $got, not $want, of: $* : $out"
-    [[ $out == *"$words"* ]] || fail "no \"$words\" in the output of: $* : $out"
-}
 
 # Below the range from which the kernel takes ports for outgoing connections.
 free_port() {
@@ -82,7 +68,7 @@ try 3 "nothing runs" "$conclave" status --run-dir "$dir"
 
 # --- a process that refuses its options: up says which and why, and leaves nothing
 try 1 "--dtype" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --dtype int3
-[[ $out == *"router-0 ended"* || $out == *"worker-"*" ended"* ]] || fail "up does not say who ended: $out"
+[[ $said == *"router-0 ended"* || $said == *"worker-"*" ended"* ]] || fail "up does not say who ended: $said"
 expect_nothing_left "$dir"
 
 # --- a fleet
@@ -91,10 +77,10 @@ try 0 '"completion_tokens":4' ask
 try 0 '"state":"ready"' "$conclave" status --json --run-dir "$dir"
 for words in '"run_dir":"'"$dir"'"' '"url":"http://127.0.0.1:'"$port"'"' '"routers":[{"id":0,' \
     '{"id":2,"pid":' '"run_id":"'"$(run_id_of "$dir")"'"'; do
-    [[ $out == *"$words"* ]] || fail "no $words in $out"
+    [[ $said == *"$words"* ]] || fail "no $words in $said"
 done
 if command -v python3 >/dev/null; then
-    python3 -c 'import json, sys; json.loads(sys.argv[1])' "$out" || fail "status --json is no JSON: $out"
+    python3 -c 'import json, sys; json.loads(sys.argv[1])' "$said" || fail "status --json is no JSON: $said"
 fi
 try 0 "worker-2" "$conclave" status --run-dir "$dir"
 try 0 "dtype=int8" "$conclave" logs worker-2 --run-dir "$dir"
@@ -117,7 +103,7 @@ try 0 "2 workers" "$conclave" scale 2 --run-dir "$dir"
 try 0 '"completion_tokens":4' ask
 try 0 '"step_waits":0' "$conclave" status --json --run-dir "$dir"
 if command -v python3 >/dev/null; then
-    python3 -c 'import json, sys; json.loads(sys.argv[1])' "$out" || fail "status --json is no JSON: $out"
+    python3 -c 'import json, sys; json.loads(sys.argv[1])' "$said" || fail "status --json is no JSON: $said"
 fi
 try 0 "" "$conclave" rebalance --run-dir "$dir"
 try 0 "last decision" "$conclave" status --run-dir "$dir"
@@ -180,7 +166,7 @@ try 0 '"completion_tokens":4' ask
 try 0 "stopped" "$conclave" down --run-dir "$dir"
 expect_nothing_left "$dir"
 try 0 "Steps" "$CONCLAVE_BIN_DIR/conclave-trace" summary "$work"/traces/new/*.json
-[[ $out != *warning* && $out == *"2:"* ]] || fail "a trace is not whole: $out"
+[[ $said != *warning* && $said == *"2:"* ]] || fail "a trace is not whole: $said"
 
 # --- and of each of two routers
 try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --routers 2 --trace "$work/traces/two"
@@ -216,7 +202,7 @@ answers=()
 for from in checkpoint cache; do
     try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --dtype int8 --packed-cache "$work/packed"
     try 0 '"completion_tokens":4' ask
-    answers+=("$(sed 's/.*"text":"\([^"]*\)".*/\1/' <<<"$out")")
+    answers+=("$(sed 's/.*"text":"\([^"]*\)".*/\1/' <<<"$said")")
     for name in router-0 worker-0 worker-1; do
         try 0 "loaded from=$from " "$conclave" logs $name --run-dir "$dir"
         for ((i = 0; i < 200; i++)); do

@@ -12,7 +12,8 @@ unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKE
 
 work=$(mktemp -d /tmp/conclave-test-XXXXXX)
 out=$work/out
-failures=0 runner=""
+runner=""
+. "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 
 finish() {
     if [[ -n $runner ]]; then kill "$runner" 2>/dev/null || true; fi
@@ -20,20 +21,6 @@ finish() {
     rm -rf "$work"
 }
 trap finish EXIT
-
-fail() {
-    printf 'FAILED: %s\n' "$*" >&2
-    failures=$((failures + 1))
-}
-
-# try STATUS WORDS COMMAND...: its exit status must be STATUS and its output hold WORDS.
-try() {
-    local want=$1 words=$2 got=0
-    shift 2
-    said=$("$@" 2>&1 </dev/null) || got=$?
-    [[ $got == "$want" ]] || fail "exit status $got, not $want, of: $* : $said"
-    [[ $said == *"$words"* ]] || fail "no \"$words\" in the output of: $* : $said"
-}
 
 # --- options that can't be
 try 2 "--model" bash "$study" --out "$out"

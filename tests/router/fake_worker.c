@@ -9,6 +9,14 @@
 
 static char overlong[400]; /* longer than any name of the exchange */
 
+const exchange_limits fake_limits = {.micro_batch_max = 1,
+                                     .token_max = 8,
+                                     .num_layers = 2,
+                                     .num_experts = 4,
+                                     .top_k = 2,
+                                     .hidden = 16,
+                                     .dtype = DTYPE_F32};
+
 /* ---- the Worker service ---- */
 
 static moe_err

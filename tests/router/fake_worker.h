@@ -27,6 +27,9 @@ typedef enum fake_load { LOAD_OBEYS, LOAD_FAILS, LOAD_HANGS } fake_load;
 
 #define FAKE_EXPERTS_MAX 64
 
+/* Of a small model: 2 layers of 4 experts. */
+extern const exchange_limits fake_limits;
+
 typedef struct fake_worker_config {
     uint32_t id;
     uint64_t incarnation;

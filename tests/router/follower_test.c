@@ -27,14 +27,6 @@ static rpc_server *server;
 static Conclave__Router_Service service;
 static errbuf eb;
 
-static const exchange_limits limits = {.micro_batch_max = 1,
-                                       .token_max = 8,
-                                       .num_layers = 2,
-                                       .num_experts = 4,
-                                       .top_k = 2,
-                                       .hidden = 16,
-                                       .dtype = DTYPE_F32};
-
 static void
 on_fleet(Conclave__Router_Service *s, const Conclave__FleetRequest *request,
          Conclave__FleetReply_Closure closure, void *data)
@@ -64,7 +56,7 @@ config_of(router_end *re, uint32_t router_id)
                                .worker_timeout_ms = SILENT_MS,
                                .load_timeout_ms = SILENT_MS,
                                .identity = &id,
-                               .limits = limits,
+                               .limits = fake_limits,
                                .router_end = re,
                                .router_id = router_id,
                                .router_incarnation = 7 + router_id,
@@ -105,7 +97,7 @@ create_follower(const identity *own)
                                                     .router_id = 1,
                                                     .router_incarnation = 8,
                                                     .identity = own,
-                                                    .limits = limits,
+                                                    .limits = fake_limits,
                                                     .mode = WIRE_EP,
                                                     .membership = m,
                                                     .stopping = never},
@@ -119,8 +111,8 @@ setup(void)
     char dir[64] = "/tmp/conclave-follower-XXXXXX";
     cr_assert_not_null(mkdtemp(dir));
     cr_assert_eq(run_dir_open(&run, dir, &eb), MOE_OK, "%s", eb.text);
-    cr_assert_eq(router_end_create(&leader_end, &limits, run.id, 0, 7, &eb), MOE_OK);
-    cr_assert_eq(router_end_create(&end, &limits, run.id, 1, 8, &eb), MOE_OK);
+    cr_assert_eq(router_end_create(&leader_end, &fake_limits, run.id, 0, 7, &eb), MOE_OK);
+    cr_assert_eq(router_end_create(&end, &fake_limits, run.id, 1, 8, &eb), MOE_OK);
     init_identity(&id, 42);
     init_identity(&other_id, 43);
     memset(workers, 0, sizeof workers);
@@ -159,7 +151,7 @@ start_worker(uint32_t w, uint64_t incarnation)
                                                          .run = run.id,
                                                          .dir = run.path,
                                                          .identity = &id,
-                                                         .limits = limits});
+                                                         .limits = fake_limits});
     const Conclave__RegisterRequest r = fake_worker_request(&workers[w]);
     cr_assert_eq(membership_on_register(leader, &r, &eb), MOE_OK, "%s", eb.text);
 }
@@ -356,27 +348,27 @@ Test(follower, a_placement_that_is_none_is_refused_with_the_reason)
     uint32_t counts[] = {2, 3}, slots[10] = {1, 2, 3, 4, 0, 4, 3, 2, 1, 0};
     Conclave__FleetReply reply = CONCLAVE__FLEET_REPLY__INIT;
     placement *p = (placement *)(void *)counts;
-    cr_expect_eq(follower_read_placement(&reply, &limits, &p, &eb), MOE_OK);
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_OK);
     cr_expect_null(p, "it has none");
     reply.has_placement = true;
-    cr_expect_eq(follower_read_placement(&reply, &limits, &p, &eb), MOE_EINVAL);
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
     reply.n_slot_counts = 2;
     reply.slot_counts = counts;
     reply.slots = slots;
     reply.n_slots = 9;
-    cr_expect_eq(follower_read_placement(&reply, &limits, &p, &eb), MOE_EINVAL);
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
     reply.n_slots = 10;
-    cr_assert_eq(follower_read_placement(&reply, &limits, &p, &eb), MOE_OK, "%s", eb.text);
+    cr_assert_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_OK, "%s", eb.text);
     cr_expect(placement_is_host(p, 0, 3, 1));
     cr_expect(placement_is_host(p, 1, 3, 0));
     cr_expect(!placement_is_host(p, 1, 3, 1));
     placement_free(p);
     slots[4] = 5;
-    cr_expect_eq(follower_read_placement(&reply, &limits, &p, &eb), MOE_EINVAL);
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
     cr_expect_not_null(strstr(eb.text, "expert 4 of 4"), "%s", eb.text);
     slots[4] = 0;
     counts[0] = UINT32_MAX; /* a sum that would wrap */
     counts[1] = 6;
-    cr_expect_eq(follower_read_placement(&reply, &limits, &p, &eb), MOE_EINVAL);
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
     cr_expect_null(p);
 }

@@ -24,21 +24,14 @@ static membership_config config;
 static fake_worker workers[WORKERS];
 static errbuf eb;
 
-static const exchange_limits limits = {.micro_batch_max = 1,
-                                       .token_max = 8,
-                                       .num_layers = 2,
-                                       .num_experts = 4,
-                                       .top_k = 2,
-                                       .hidden = 16,
-                                       .dtype = DTYPE_F32};
-
 static void
 setup(void)
 {
     char dir[64] = "/tmp/conclave-members-XXXXXX";
     cr_assert_not_null(mkdtemp(dir));
     cr_assert_eq(run_dir_open(&run, dir, &eb), MOE_OK, "%s", eb.text);
-    cr_assert_eq(router_end_create(&exchange, &limits, run.id, 0, 7, &eb), MOE_OK, "%s", eb.text);
+    cr_assert_eq(router_end_create(&exchange, &fake_limits, run.id, 0, 7, &eb), MOE_OK, "%s",
+                 eb.text);
     conclave__model_identity__init(&id.model);
     id.model.fingerprint = 42;
     conclave__numeric_class__init(&id.numeric);
@@ -48,7 +41,7 @@ setup(void)
                                  .worker_timeout_ms = SILENT_MS,
                                  .load_timeout_ms = 3600 * 1000,
                                  .identity = &id,
-                                 .limits = limits,
+                                 .limits = fake_limits,
                                  .router_end = exchange,
                                  .router_incarnation = 7};
     memset(workers, 0, sizeof workers);
@@ -88,7 +81,7 @@ start_worker_at(uint32_t place, uint32_t w, uint64_t incarnation)
                                                              .run = run.id,
                                                              .dir = run.path,
                                                              .identity = &id,
-                                                             .limits = limits});
+                                                             .limits = fake_limits});
 }
 
 static void
@@ -338,8 +331,8 @@ Test(membership, is_ready_when_all_workers_are_there_and_says_who_is_missing)
     cr_expect_eq(fleet.exchange, exchange);
     /* Every expert is asked of the worker that the placement names: 4 experts over 3 workers. */
     uint32_t asked[3] = {0};
-    for (uint32_t l = 0; l < limits.num_layers; l++) {
-        for (uint32_t e = 0; e < limits.num_experts; e++) {
+    for (uint32_t l = 0; l < fake_limits.num_layers; l++) {
+        for (uint32_t e = 0; e < fake_limits.num_experts; e++) {
             uint32_t count;
             const uint32_t *hosts = placement_hosts(fleet.placement, l, e, &count);
             cr_assert_eq(count, 1);
@@ -368,15 +361,15 @@ Test(membership, fills_redundant_slots_with_replicas)
     uint32_t asked = 0, hosted = 0;
     for (uint32_t w = 0; w < 3; w++)
         asked += workers[w].experts_asked;
-    for (uint32_t l = 0; l < limits.num_layers; l++) {
-        for (uint32_t e = 0; e < limits.num_experts; e++) {
+    for (uint32_t l = 0; l < fake_limits.num_layers; l++) {
+        for (uint32_t e = 0; e < fake_limits.num_experts; e++) {
             uint32_t count;
             placement_hosts(fleet.placement, l, e, &count);
             cr_expect_geq(count, 1);
             hosted += count;
         }
     }
-    cr_expect_eq(hosted, limits.num_layers * (limits.num_experts + 2));
+    cr_expect_eq(hosted, fake_limits.num_layers * (fake_limits.num_experts + 2));
     cr_expect_eq(asked, hosted, "a worker was not asked for what the placement says");
 }
 
@@ -527,7 +520,7 @@ post(void)
     const wire_hdr hdr = {.epoch = 1, .token_count = 1};
     const dispatch_list list = {
         .experts = &expert, .expert_count = 1, .row_slots = &slot, .row_count = 1};
-    memset(router_end_rows(exchange, 0), 0, exchange_row_bytes(&limits));
+    memset(router_end_rows(exchange, 0), 0, exchange_row_bytes(&fake_limits));
     return router_end_post(exchange, 0, &hdr, &list);
 }
 
@@ -643,9 +636,10 @@ everything_on_both(void)
 {
     static const uint32_t slots[] = {4, 4};
     placement *p;
-    cr_assert_eq(placement_create(&p, limits.num_layers, limits.num_experts, 2, slots, &eb),
-                 MOE_OK);
-    for (uint32_t i = 0; i < limits.num_layers * 8; i++)
+    cr_assert_eq(
+        placement_create(&p, fake_limits.num_layers, fake_limits.num_experts, 2, slots, &eb),
+        MOE_OK);
+    for (uint32_t i = 0; i < fake_limits.num_layers * 8; i++)
         p->slots[i] = i % 4;
     placement_index(p);
     return p;
