@@ -10,9 +10,13 @@
 #include "common/clock.h"
 #include "common/futex.h"
 #include "common/log.h"
+#include "router/routing_stats.h"
 
 #define BALANCE_NICE 10
-#define TICK_MS 100
+/* What is timed (a lost worker that stays away, a retry, the balancedness that is told) is looked
+ * at so often; all else rings a bell. */
+#define TICK_MS 1000
+#define LOG_TICK_MS 100
 #define RETRY_NS (NS_PER_S) /* after a change that failed; at once when the fleet changes */
 /* No gain is as large: only what has to move moves. */
 #define GAIN_NONE 1e9
@@ -22,8 +26,9 @@ struct balancer {
     pthread_t thread;
     mover *mover;
     fleet_view view;
-    uint64_t *rows; /* [L * E] of the window */
-    uint32_t window_steps;
+    uint64_t *rows;      /* [L * E] of the window */
+    uint64_t *part_rows; /* [ROUTING_PARTS][L * E] of its parts */
+    uint32_t window_steps, part_count;
     uint64_t losses;   /* when the change under way was planned */
     uint64_t retry_ns; /* no change to the fleet is tried before */
     uint32_t retry_changes;
@@ -128,6 +133,8 @@ decide(balancer *b, eplb_policy policy, const eplb_costs *costs, eplb_outcome *o
                            .slot_counts = slot_counts,
                            .expert_rows = b->rows,
                            .window_steps = b->window_steps,
+                           .part_rows = b->part_rows,
+                           .part_count = b->part_count,
                            .num_groups = 1,
                            .num_nodes = 1,
                            .costs = *costs};
@@ -352,7 +359,7 @@ rebalance(balancer *b, bool forced)
     eplb_outcome_fini(&out);
 }
 
-/* At most ten times a second: of the window. */
+/* Of the window; every LOG_TICK_MS at most. */
 static void
 log_balancedness(balancer *b, double value)
 {
@@ -375,7 +382,9 @@ look_at_load(balancer *b)
     log_balancedness(b, value);
     const bool forced = atomic_exchange(&b->forced, false);
     const bool due = load_feed_is_due(b->config.feed) && b->config.enabled;
-    if (forced || due) rebalance(b, forced);
+    if (!forced && !due) return;
+    b->part_count = load_feed_take_parts(b->config.feed, b->part_rows);
+    rebalance(b, forced);
 }
 
 /* ---- the thread ---- */
@@ -407,6 +416,13 @@ look(balancer *b)
     b->surplus = !mover_release_surplus(b->mover);
 }
 
+static uint32_t
+tick_ms(const balancer *b)
+{
+    if (b->config.balance.log_balancedness) return LOG_TICK_MS;
+    return b->config.return_ms < TICK_MS ? b->config.return_ms : TICK_MS;
+}
+
 static void *
 balance_main(void *arg)
 {
@@ -417,7 +433,7 @@ balance_main(void *arg)
         const uint32_t seen = atomic_load(changes);
         look(b);
         if (!atomic_load(&b->stopping))
-            futex_sleep_change(changes, seen, clock_now_ns() + TICK_MS * NS_PER_MS);
+            futex_sleep_change(changes, seen, clock_now_ns() + tick_ms(b) * NS_PER_MS);
     }
     return NULL;
 }
@@ -428,6 +444,7 @@ release(balancer *b)
     mover_free(b->mover);
     pthread_mutex_destroy(&b->lock);
     free(b->rows);
+    free(b->part_rows);
     free(b);
 }
 
@@ -441,8 +458,11 @@ balancer_start(balancer **out, const balancer_config *config, errbuf *eb)
     b->surplus = true;
     if (b->config.return_ms == 0) b->config.return_ms = BALANCER_RETURN_MS;
     pthread_mutex_init(&b->lock, NULL);
-    b->rows = calloc((size_t)config->num_layers * config->num_experts, sizeof *b->rows);
-    moe_err err = b->rows != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
+    const size_t cells = (size_t)config->num_layers * config->num_experts;
+    b->rows = calloc(cells, sizeof *b->rows);
+    b->part_rows = calloc(cells * ROUTING_PARTS, sizeof *b->part_rows);
+    moe_err err =
+        b->rows != NULL && b->part_rows != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
     if (!err)
         err = mover_create(&b->mover,
                            &(mover_config){.membership = config->membership,

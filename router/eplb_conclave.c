@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "router/eplb_dispersion.h"
 #include "router/eplb_search.h"
 
 /* How close to the ideal a proposal has to come before it is left alone: who moves little is
@@ -38,7 +39,8 @@ typedef struct decision {
     layer_choice *choices;  /* [L] */
     double gain_per_row;    /* ns over the interval, for each row less on the slowest worker */
     double cost_per_move;   /* ns */
-    double sigmas;          /* of chance, that a gain must exceed */
+    double dispersion;      /* how much more rows vary than by chance alone */
+    double sigmas;          /* times sqrt(rows): what a gain must exceed */
     double reach; /* times sqrt(rows): what a step's rows vary by, in rows of the window */
     double ideal_sum;
 } decision;
@@ -69,6 +71,7 @@ decision_init(decision *d, const eplb_input *in, const double *speeds, placement
     *d = (decision){
         .in = in,
         .next = next,
+        .dispersion = 1,
         .fleet = {.num_experts = experts,
                   .worker_count = next->worker_count,
                   .slot_count = next->slot_count,
@@ -93,7 +96,9 @@ decision_init(decision *d, const eplb_input *in, const double *speeds, placement
         d->cost_per_move = c->bytes_per_expert * c->move_interference / c->move_bytes_per_s * 1e9;
     /* The largest of n normal numbers is about sqrt(2 ln n) sigmas above their mean. */
     if (c->noise_sigmas < 0) return MOE_OK;
-    d->sigmas = c->noise_sigmas + sqrt(2 * log((double)layers * next->worker_count));
+    d->dispersion = eplb_dispersion(in->current, in->part_rows, in->part_count);
+    d->sigmas = (c->noise_sigmas + sqrt(2 * log((double)layers * next->worker_count))) *
+                sqrt(d->dispersion);
     d->reach = LOOSE_FACTOR * sqrt(2 * log(next->worker_count)) * sqrt(window);
     return MOE_OK;
 }
@@ -295,7 +300,7 @@ sum_up(decision *d, eplb_outcome *out)
 }
 
 static void
-explain(eplb_outcome *o, uint32_t layers)
+explain(eplb_outcome *o, uint32_t layers, double dispersion)
 {
     switch (o->verdict) {
     case EPLB_ADOPTED:
@@ -315,8 +320,9 @@ explain(eplb_outcome *o, uint32_t layers)
         break;
     default:
         snprintf(o->text, sizeof o->text,
-                 "balancedness %.3f: no layer can gain more than chance explains",
-                 o->balancedness_before);
+                 "balancedness %.3f: no layer can gain more than chance explains (rows vary %.1f "
+                 "times as much as independent ones)",
+                 o->balancedness_before, dispersion);
     }
 }
 
@@ -333,7 +339,7 @@ eplb_conclave_decide(const eplb_input *in, const double *speeds, eplb_outcome *o
         choose_for_layer(&d, l);
     take_layers(&d);
     sum_up(&d, out);
-    explain(out, out->next->num_layers);
+    explain(out, out->next->num_layers, d.dispersion);
     if (out->layers_changed == 0) {
         placement_free(out->next);
         out->next = NULL;

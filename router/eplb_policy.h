@@ -12,8 +12,9 @@
  * (after each step of the first two there is one) and takes a later one only if what it gains
  * beyond the one before pays for itself:
  *   gain  what the slowest worker's time falls by, over the next interval, beyond what chance
- *         explains: counts of N rows vary by sqrt(N), so a slowest worker is partly slow by luck,
- *         and the new placement is partly fitted to that luck
+ *         explains: counts of N rows vary by sqrt(N), and by more where rows follow one another
+ *         (eplb_dispersion.h), so a slowest worker is partly slow by luck, and the new placement is
+ *         partly fitted to that luck
  *   cost  bytes to move, at their price
  * Single steps vary more than the window's sums.  A layer that changes anyway also gets replicas
  * for that, if they pay: of experts with many rows, on workers that could not shed any else.
@@ -86,6 +87,9 @@ typedef struct eplb_input {
     const double *speeds;        /* [W] > 0: measured rows per second, in any unit; NULL: equal */
     const uint64_t *expert_rows; /* [L][E] of the window */
     uint32_t window_steps;       /* steps that expert_rows is of */
+    const uint64_t *part_rows;   /* [P][L][E] of its parts: how much of it is chance; NULL: as if
+                                    every row chose by itself */
+    uint32_t part_count;         /* P */
     uint32_t num_groups;         /* of experts, 1 if the model knows none */
     uint32_t num_nodes;          /* for the hierarchical solution; 1: global */
     eplb_costs costs;

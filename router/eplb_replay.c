@@ -18,6 +18,7 @@ typedef struct replay {
     uint32_t *slot_counts; /* [W] */
     uint64_t *worker_rows; /* [W] */
     uint32_t *counts;      /* [L][E] */
+    uint64_t *parts;       /* [ROUTING_PARTS][L][E] */
     routing_stats *stats;
     replica_choice *choice;
     placement *linear, *current;
@@ -38,6 +39,7 @@ replay_fini(replay *r)
     replica_choice_free(r->choice);
     routing_stats_free(r->stats);
     free(r->counts);
+    free(r->parts);
     free(r->worker_rows);
     free(r->slot_counts);
 }
@@ -78,7 +80,8 @@ replay_init(replay *r, const replay_config *c, const routing_trace *t, char *not
     r->slot_counts = calloc(c->worker_count, sizeof *r->slot_counts);
     r->worker_rows = calloc(c->worker_count, sizeof *r->worker_rows);
     r->counts = calloc((size_t)r->layers * r->experts, sizeof *r->counts);
-    if (!r->slot_counts || !r->worker_rows || !r->counts)
+    r->parts = calloc((size_t)r->layers * r->experts * ROUTING_PARTS, sizeof *r->parts);
+    if (!r->slot_counts || !r->worker_rows || !r->counts || !r->parts)
         return err_set(eb, MOE_ENOMEM, "out of memory");
     moe_err err = start_placement(r, note, eb);
     if (!err)
@@ -130,6 +133,8 @@ decide(replay *r, uint64_t step, replay_fn *on_interval, void *user, replay_summ
                      .slot_counts = r->slot_counts,
                      .expert_rows = routing_stats_rows(r->stats),
                      .window_steps = routing_stats_window_steps(r->stats),
+                     .part_rows = r->parts,
+                     .part_count = routing_stats_parts(r->stats, r->parts),
                      .num_groups = c->num_groups,
                      .num_nodes = c->num_nodes,
                      .costs = c->costs};

@@ -21,7 +21,8 @@ struct load_feed {
 
     pthread_mutex_t lock; /* guards the snapshot; the step thread only tries it */
     uint64_t *snapshot;   /* [cells] */
-    uint32_t snapshot_steps;
+    uint64_t *parts;      /* [ROUTING_PARTS][cells] */
+    uint32_t snapshot_steps, part_count;
 
     /* The trace: written by the step thread at `head`, read by the writer at `tail`. */
     routing_trace_writer *trace;
@@ -89,7 +90,8 @@ load_feed_start(load_feed **out, const load_feed_config *config, errbuf *eb)
                              config->balance.window_size, config->balance.step_interval, eb);
     if (!err) {
         f->snapshot = calloc(f->cells, sizeof *f->snapshot);
-        if (f->snapshot == NULL) err = err_set(eb, MOE_ENOMEM, "out of memory");
+        f->parts = calloc(f->cells * ROUTING_PARTS, sizeof *f->parts);
+        if (f->snapshot == NULL || f->parts == NULL) err = err_set(eb, MOE_ENOMEM, "out of memory");
     }
     if (!err && config->trace_path != NULL && config->trace_path[0] != '\0')
         err = start_trace(f, eb);
@@ -118,6 +120,7 @@ load_feed_stop(load_feed *f)
     routing_stats_free(f->stats);
     pthread_mutex_destroy(&f->lock);
     free(f->snapshot);
+    free(f->parts);
     free(f->ring);
     free(f->ring_steps);
     free(f);
@@ -150,6 +153,7 @@ load_feed_add(load_feed *f, uint64_t step, const uint64_t *totals)
     if ((due || f->since_snapshot >= SNAPSHOT_STEPS) && pthread_mutex_trylock(&f->lock) == 0) {
         memcpy(f->snapshot, routing_stats_rows(f->stats), f->cells * sizeof *f->snapshot);
         f->snapshot_steps = routing_stats_window_steps(f->stats);
+        if (due) f->part_count = routing_stats_parts(f->stats, f->parts);
         pthread_mutex_unlock(&f->lock);
         f->since_snapshot = 0;
     }
@@ -166,6 +170,16 @@ load_feed_take(load_feed *f, uint64_t *rows)
     const uint32_t steps = f->snapshot_steps;
     pthread_mutex_unlock(&f->lock);
     return steps;
+}
+
+uint32_t
+load_feed_take_parts(load_feed *f, uint64_t *rows)
+{
+    pthread_mutex_lock(&f->lock);
+    const uint32_t parts = f->part_count;
+    memcpy(rows, f->parts, parts * f->cells * sizeof *rows);
+    pthread_mutex_unlock(&f->lock);
+    return parts;
 }
 
 bool

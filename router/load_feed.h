@@ -1,7 +1,8 @@
 /* load_feed: the load of each step on its way from the step thread to who plans and who records.
  *
  * The step thread adds a step's rows to a sliding window (routing_stats.h) and, every few steps,
- * leaves a copy of the window's sums.  With a trace, each step's rows also go through a ring of
+ * leaves a copy of the window's sums, and when an interval is over, of those of its parts.  With a
+ * trace, each step's rows also go through a ring of
  * LOAD_FEED_RING steps to a thread that writes them (routing_trace.h); when the disk is slower,
  * steps are left out of the trace, and counted.
  *
@@ -36,6 +37,9 @@ void load_feed_add(load_feed *f, uint64_t step, const uint64_t *totals);
 
 /* The window's sums as they were left last, rows [L * E]; returns the steps in them, 0: none. */
 uint32_t load_feed_take(load_feed *f, uint64_t *rows);
+/* Sums over the window's parts as the last interval that is over left them, oldest first: rows
+ * [ROUTING_PARTS][L * E]; returns how many parts, 0: no interval is over. */
+uint32_t load_feed_take_parts(load_feed *f, uint64_t *rows);
 /* Have step_interval steps passed since this last said so? */
 bool load_feed_is_due(load_feed *f);
 

@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CELL_ALIGN 16u /* the loops below run over whole vectors */
+#define CELL_ALIGN 16u                /* the loops below run over whole vectors */
+#define PART_RING (ROUTING_PARTS + 1) /* full ones, and the one that grows */
 
 /* One allocation; a ring row is padded to whole vectors, the padding stays 0. */
 struct routing_stats {
@@ -11,10 +12,13 @@ struct routing_stats {
     uint32_t window_size, step_interval;
     uint32_t next, filled; /* ring rows */
     uint64_t steps;
-    uint64_t *sums;  /* [stride] */
-    uint64_t *seen;  /* [stride] totals of the last add_totals() */
-    uint32_t *fresh; /* [stride] */
-    uint32_t *ring;  /* [window_size][stride] */
+    uint64_t *sums;                  /* [stride] */
+    uint64_t *seen;                  /* [stride] totals of the last add_totals() */
+    uint64_t *parts;                 /* [PART_RING][stride] */
+    uint32_t part_steps, part_max;   /* steps of a part; full ones at most */
+    uint32_t part_next, part_filled; /* the one that grows; full ones now */
+    uint32_t *fresh;                 /* [stride] */
+    uint32_t *ring;                  /* [window_size][stride] */
 };
 
 moe_err
@@ -34,8 +38,9 @@ routing_stats_create(routing_stats **out, uint32_t num_layers, uint32_t num_expe
     if (ring_bytes > ROUTING_RING_BYTES_MAX)
         return err_set(eb, MOE_ERANGE, "a window of %u steps takes %llu bytes", window_size,
                        (unsigned long long)ring_bytes);
-    const size_t bytes =
-        sizeof(routing_stats) + stride * (2 * sizeof(uint64_t) + sizeof(uint32_t)) + ring_bytes;
+    const size_t bytes = sizeof(routing_stats) +
+                         stride * ((2 + PART_RING) * sizeof(uint64_t) + sizeof(uint32_t)) +
+                         ring_bytes;
     routing_stats *s = calloc(1, bytes);
     if (s == NULL) return err_set(eb, MOE_ENOMEM, "statistics: no %zu bytes", bytes);
     s->cells = cells;
@@ -44,7 +49,10 @@ routing_stats_create(routing_stats **out, uint32_t num_layers, uint32_t num_expe
     s->step_interval = step_interval;
     s->sums = (uint64_t *)(s + 1);
     s->seen = s->sums + stride;
-    s->fresh = (uint32_t *)(s->seen + stride);
+    s->parts = s->seen + stride;
+    s->part_steps = (window_size + ROUTING_PARTS - 1) / ROUTING_PARTS;
+    s->part_max = window_size / s->part_steps;
+    s->fresh = (uint32_t *)(s->parts + PART_RING * stride);
     s->ring = s->fresh + stride;
     *out = s;
     return MOE_OK;
@@ -59,23 +67,36 @@ routing_stats_free(routing_stats *s)
 /* What is in the ring row leaves the window, and the new counts take its place.  A row that was
  * never filled is 0. */
 static void
-replace(uint64_t *restrict sums, uint32_t *restrict row, const uint32_t *restrict fresh, size_t n)
+replace(uint64_t *restrict sums, uint64_t *restrict part, uint32_t *restrict row,
+        const uint32_t *restrict fresh, size_t n)
 {
     for (size_t i = 0; i < n; i += CELL_ALIGN) {
         for (size_t j = i; j < i + CELL_ALIGN; j++) {
             sums[j] += (uint64_t)fresh[j] - row[j];
+            part[j] += fresh[j];
             row[j] = fresh[j];
         }
     }
 }
 
+static void
+begin_part(routing_stats *s)
+{
+    s->part_next = s->part_next + 1 == PART_RING ? 0 : s->part_next + 1;
+    if (s->part_filled < s->part_max) s->part_filled++;
+    memset(s->parts + s->part_next * s->stride, 0, s->stride * sizeof *s->parts);
+}
+
 static bool
 advance(routing_stats *s)
 {
-    replace(s->sums, s->ring + s->next * s->stride, s->fresh, s->stride);
+    replace(s->sums, s->parts + s->part_next * s->stride, s->ring + s->next * s->stride, s->fresh,
+            s->stride);
     s->next = s->next + 1 == s->window_size ? 0 : s->next + 1;
     if (s->filled < s->window_size) s->filled++;
-    return ++s->steps % s->step_interval == 0;
+    s->steps++;
+    if (s->steps % s->part_steps == 0) begin_part(s);
+    return s->steps % s->step_interval == 0;
 }
 
 bool
@@ -111,6 +132,16 @@ uint32_t
 routing_stats_window_steps(const routing_stats *s)
 {
     return s->filled;
+}
+
+uint32_t
+routing_stats_parts(const routing_stats *s, uint64_t *rows)
+{
+    for (uint32_t p = 0; p < s->part_filled; p++) {
+        const uint32_t at = (s->part_next + PART_RING - s->part_filled + p) % PART_RING;
+        memcpy(rows + p * s->cells, s->parts + at * s->stride, s->cells * sizeof *rows);
+    }
+    return s->part_filled;
 }
 
 uint64_t

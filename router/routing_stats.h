@@ -4,10 +4,13 @@
  * new step updates.  Every step_interval steps it is time to look at the placement. Both have
  * vLLM's names and meaning (--eplb-config).
  *
- * Adding a step costs about a nanosecond for each layer and expert.  Memory: 4 * window_size * L *
- * E bytes for the ring.
+ * The window is also summed up in parts, a few runs of steps: how much they differ says how much of
+ * an unevenness is chance (eplb_dispersion.h).
  *
- *   L layers   E experts
+ * Adding a step costs one or two nanoseconds for each layer and expert.  Memory: 4 * window_size *
+ * L * E bytes for the ring, and 8 * ROUTING_PARTS * L * E.
+ *
+ *   L layers   E experts   P parts
  *
  * Threads: one owner; nothing is allocated after create().
  */
@@ -22,6 +25,7 @@
 #define ROUTING_CELLS_MAX (1u << 22) /* L * E */
 #define ROUTING_WINDOW_MAX 1000000u
 #define ROUTING_RING_BYTES_MAX (1ull << 32)
+#define ROUTING_PARTS 8u
 
 typedef struct routing_stats routing_stats;
 
@@ -44,6 +48,11 @@ const uint32_t *routing_stats_last(const routing_stats *s);
 /* Sums over the window, [L][E]; valid until the next add. */
 const uint64_t *routing_stats_rows(const routing_stats *s);
 uint32_t routing_stats_window_steps(const routing_stats *s); /* steps in the window now */
-uint64_t routing_stats_steps(const routing_stats *s);        /* steps added since create */
+
+/* Sums over the parts of the window that are full, oldest first: [P][L][E] into rows, which has
+ * room for ROUTING_PARTS; returns P.  Together they are the window but for its last steps, fewer
+ * than a part has, and as many at its beginning. */
+uint32_t routing_stats_parts(const routing_stats *s, uint64_t *rows);
+uint64_t routing_stats_steps(const routing_stats *s); /* steps added since create */
 
 #endif

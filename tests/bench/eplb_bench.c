@@ -1,15 +1,18 @@
 /* eplb_bench: what balancing costs, at the size of DeepSeek-V3 (58 layers, 256 experts, 288 slots,
- * 36 devices) and of a small cell (32 layers, 8 experts, 4 workers).
+ * 36 devices), of Mixtral-8x7B (32 layers, 8 experts, 4 workers) and of models/demo (6 layers).
  *
- * usage: eplb_bench
+ * usage: eplb_bench [STEP_MS]
  *
  *   solve    ms of eplb_rebalance_experts() for all layers
  *   decide   ms of eplb_decide() with the policy `conclave`, from the linear placement, and again
  *            from what it adopted
  *   stats    ns of routing_stats_add_totals() per step, and per layer and expert
- *   choice   ns of replica_choice_run() per layer, for a step of 256 tokens, top-8 or top-2
- *   plan     ns of dispatch_plan_build() and of dispatch_plan_build_split() for the same rows
- * Each figure is the fastest of several runs. */
+ *   feed     ns of all that the step thread does for statistics: counting rows, load_feed_add()
+ * with its copies for the balancer; the mean over many steps, and its share of the median step if
+ * that is given (conclave-bench engine prints it as step_ms) choice   ns of replica_choice_run()
+ * per layer, for a step of 256 tokens, top-8 or top-2 plan     ns of dispatch_plan_build() and of
+ * dispatch_plan_build_split() for the same rows Where nothing else is said a figure is the fastest
+ * of several runs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +22,7 @@
 #include "exchange/dispatch_plan.h"
 #include "router/eplb.h"
 #include "router/eplb_policy.h"
+#include "router/load_feed.h"
 #include "router/replica_choice.h"
 #include "router/routing_stats.h"
 #include "router/routing_synth.h"
@@ -37,6 +41,7 @@ typedef struct load {
     uint32_t *counts; /* [L][E] of one step */
     uint64_t *rows;   /* [L][E] of a window */
     float *weights;   /* [L][E] */
+    double step_ms;   /* of a fleet; 0: not known */
 } load;
 
 static void *
@@ -176,6 +181,38 @@ bench_stats(const load *l)
     routing_stats_free(stats);
 }
 
+/* All that a step pays for statistics, with vLLM's default window and interval. */
+static void
+bench_feed(const load *l)
+{
+    const size_t n = (size_t)l->s->layers * l->s->experts;
+    const load_feed_config config = {.shape = {.num_layers = l->s->layers,
+                                               .num_experts = l->s->experts,
+                                               .top_k = l->s->top_k,
+                                               .steps_per_record = 1},
+                                     .balance = eplb_default_config()};
+    const uint32_t steps = config.balance.step_interval;
+    load_feed *feed;
+    must_be_ok(load_feed_start(&feed, &config, NULL), "feed");
+    uint64_t *totals = must(calloc(n, sizeof *totals)), best = 0;
+    for (uint32_t run = 0; run < RUNS; run++) {
+        const uint64_t start = clock_now_ns();
+        for (uint32_t step = 0; step < steps; step++) {
+            for (size_t i = 0; i < n; i++) /* as transformer.c counts, layer by layer */
+                totals[i] += l->counts[i];
+            load_feed_add(feed, run * steps + step, totals);
+        }
+        keep_least(&best, start);
+    }
+    const double ns = (double)best / steps;
+    printf("  feed     %.0f ns a step", ns);
+    if (l->step_ms > 0)
+        printf(": %.4f %% of a step of %g ms", ns / (l->step_ms * 1e6) * 100, l->step_ms);
+    printf("\n");
+    load_feed_stop(feed);
+    free(totals);
+}
+
 static void
 bench_choice(const load *l, const placement *p)
 {
@@ -245,19 +282,22 @@ bench_plan(const load *l, const placement *p)
 }
 
 int
-main(void)
+main(int argc, char **argv)
 {
     static const size sizes[] = {
         {"58 layers, 256 experts, top-8, 288 slots, 36 workers", 58, 256, 8, 288, 36, 8, 4},
         {"32 layers, 8 experts, top-2, 16 slots, 4 workers", 32, 8, 2, 16, 4, 1, 1},
+        {"6 layers, 8 experts, top-2, 16 slots, 4 workers", 6, 8, 2, 16, 4, 1, 1},
     };
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         load l;
         printf("%s\n", sizes[i].name);
         load_init(&l, &sizes[i]);
+        if (argc > 1) l.step_ms = strtod(argv[1], NULL);
         bench_solve(&l);
         placement *p = bench_decide(&l);
         bench_stats(&l);
+        bench_feed(&l);
         bench_choice(&l, p);
         bench_plan(&l, p);
         placement_free(p);

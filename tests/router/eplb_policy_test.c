@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/hash.h"
+#include "router/eplb_dispersion.h"
 #include "router/eplb_policy.h"
 #include "router/routing_synth.h"
 
@@ -237,6 +238,24 @@ Test(eplb_policy, evens_out_a_zipf_gate_for_the_steps_to_come)
     placement_free(w.current);
 }
 
+/* Two workers with an expert each; rows 60 40, 40 60: expected is 50, so chi-square is 4 * 100 /
+ * 50, of one degree of freedom.  Twice that by hand: in the second layer nothing varies. */
+Test(eplb_policy, dispersion_is_chi_square_by_its_degrees_of_freedom)
+{
+    world w;
+    world_init(&w, 2, 2, 2, 1);
+    const uint64_t parts[] = {60, 40, 50, 50, 40, 60, 50, 50};
+    cr_expect_float_eq(eplb_dispersion(w.current, parts, 2), 4, 1e-9);
+    cr_expect_eq(eplb_dispersion(w.current, parts, 1), 1, "nothing to compare");
+    cr_expect_eq(eplb_dispersion(w.current, parts + 2, 0), 1);
+    const uint64_t none[8] = {0};
+    cr_expect_eq(eplb_dispersion(w.current, none, 2), 1);
+    /* What lasts for two parts shows in runs of two: 110 90, 90 110. */
+    const uint64_t slow[] = {55, 45, 50, 50, 55, 45, 50, 50, 45, 55, 50, 50, 45, 55, 50, 50};
+    cr_expect_float_eq(eplb_dispersion(w.current, slow, 4), 4 / 2.0, 1e-9);
+    placement_free(w.current);
+}
+
 /* Even if moves cost nothing: what looks like a gain is chance. */
 Test(eplb_policy, adopts_nothing_for_an_even_gate)
 {
@@ -261,6 +280,47 @@ Test(eplb_policy, adopts_nothing_for_an_even_gate)
         routing_synth_free(gate);
         placement_free(w.current);
     }
+}
+
+/* Each part of the window has one busy expert, as if a text of its own: even in the long run. */
+static void
+draw_texts(world *w, uint64_t *parts, uint32_t part_count, uint32_t rows)
+{
+    const uint32_t n = w->layers * w->experts;
+    memset(w->rows, 0, sizeof w->rows);
+    for (uint32_t p = 0; p < part_count; p++) {
+        for (uint32_t i = 0; i < n; i++)
+            parts[p * n + i] = rows;
+        for (uint32_t l = 0; l < w->layers; l++)
+            parts[p * n + l * w->experts + below(w->experts)] += 3 * rows;
+        for (uint32_t i = 0; i < n; i++)
+            w->rows[i] += parts[p * n + i];
+    }
+}
+
+Test(eplb_policy, adopts_nothing_for_texts_that_come_and_go)
+{
+    uint32_t misled = 0;
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        world w;
+        uint64_t parts[8 * LAYERS * EXPERTS];
+        rng = seed;
+        world_init(&w, LAYERS, 16, 4, 4 + below(2));
+        draw_texts(&w, parts, 8, 1000);
+        w.in.costs = eplb_default_costs();
+        w.in.costs.interval_steps = 3000;
+        w.in.part_rows = parts;
+        w.in.part_count = 8;
+        eplb_outcome out = decide(&w.in);
+        cr_expect_null(out.next, "seed %lu: %s", (unsigned long)seed, out.text);
+        eplb_outcome_fini(&out);
+        w.in.part_count = 0; /* what would be believed without the parts */
+        out = decide(&w.in);
+        misled += out.next != NULL;
+        eplb_outcome_fini(&out);
+        placement_free(w.current);
+    }
+    cr_expect_gt(misled, 100, "the load is even as it is: %u", misled);
 }
 
 /* 8 experts on 4 workers; experts 0 and 1, on worker 0, have all the weight. */

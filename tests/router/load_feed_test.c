@@ -9,6 +9,7 @@
 
 #include "common/file.h"
 #include "router/load_feed.h"
+#include "router/routing_stats.h"
 
 #define CELLS 6u /* 2 layers of 3 experts */
 
@@ -73,6 +74,20 @@ Test(load_feed, leaves_the_windows_sums_and_says_when_an_interval_is_over)
     cr_expect_eq(atomic_load(&bell), 1);
     cr_expect(load_feed_is_due(feed));
     cr_expect_not(load_feed_is_due(feed), "it is due once");
+}
+
+Test(load_feed, leaves_the_windows_parts_when_an_interval_is_over)
+{
+    uint64_t rows[ROUTING_PARTS * CELLS];
+    start();
+    for (uint64_t step = 0; step < 19; step++)
+        add(step);
+    cr_expect_eq(load_feed_take_parts(feed, rows), 0);
+    add(19);
+    add(20);
+    cr_assert_eq(load_feed_take_parts(feed, rows), 4, "a window of 4 steps");
+    for (uint32_t i = 0; i < 4 * CELLS; i++)
+        cr_expect_eq(rows[i], i % CELLS);
 }
 
 /* Read the trace: its steps are `steps`, rising; returns how many records there are. */

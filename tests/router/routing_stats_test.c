@@ -74,6 +74,43 @@ Test(routing_stats, sums_are_those_of_the_last_steps)
     }
 }
 
+/* Step s has s + 1 rows. */
+static uint64_t
+sum_of_steps(uint32_t first, uint32_t count)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < count; i++)
+        sum += first + i + 1;
+    return sum;
+}
+
+Test(routing_stats, the_full_parts_of_the_window_are_summed_up_oldest_first)
+{
+    const uint32_t windows[][3] = {/* window, steps of a part, parts */
+                                   {1, 1, 1},
+                                   {3, 1, 3},
+                                   {8, 1, 8},
+                                   {9, 2, 4},
+                                   {200, 25, 8}};
+    for (size_t i = 0; i < sizeof windows / sizeof windows[0]; i++) {
+        const uint32_t length = windows[i][1], most = windows[i][2];
+        uint64_t rows[ROUTING_PARTS * 2];
+        routing_stats *s;
+        cr_assert_eq(routing_stats_create(&s, 1, 2, windows[i][0], 1, NULL), MOE_OK);
+        cr_expect_eq(routing_stats_parts(s, rows), 0);
+        for (uint32_t step = 0; step < 450; step++) {
+            routing_stats_add(s, (uint32_t[]){step + 1, 7});
+            const uint32_t full = (step + 1) / length, want = full < most ? full : most;
+            cr_assert_eq(routing_stats_parts(s, rows), want, "window %u", windows[i][0]);
+            for (uint32_t p = 0; p < want; p++) {
+                cr_assert_eq(rows[p * 2], sum_of_steps((full - want + p) * length, length));
+                cr_assert_eq(rows[p * 2 + 1], 7 * length);
+            }
+        }
+        routing_stats_free(s);
+    }
+}
+
 Test(routing_stats, create_refuses_sizes_that_are_none)
 {
     routing_stats *s;
