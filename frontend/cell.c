@@ -250,6 +250,7 @@ option_of(const member *r, bool up, const seq *q)
     const uint32_t load = scheduler_load(r->scheduler);
     if (load >= r->limits.max_num_seqs) return (router_option){0};
     return (router_option){.room = true,
+                           .blocks = scheduler_has_blocks(r->scheduler, q),
                            .cached_tokens = scheduler_cached_tokens(r->scheduler, q),
                            .load = load,
                            .capacity = r->limits.max_num_seqs};
@@ -258,6 +259,7 @@ option_of(const member *r, bool up, const seq *q)
 void
 cell_place(cell *c, const bool *up)
 {
+    bool lacks_blocks = false; /* the first of the queue, wherever there is room */
     const uint32_t count = c->config.router_count;
     for (seq *q; (q = c->queue.first) != NULL;) {
         router_option options[CELL_ROUTERS_MAX];
@@ -265,7 +267,11 @@ cell_place(cell *c, const bool *up)
             options[r] = option_of(&c->routers[r], up[r], q);
         }
         const uint32_t chosen = router_choice(options, count);
-        if (chosen == ROUTER_CHOICE_NONE) break;
+        if (chosen == ROUTER_CHOICE_NONE) {
+            for (uint32_t r = 0; r < count; r++)
+                lacks_blocks = lacks_blocks || options[r].room;
+            break;
+        }
         seq_list_remove(&c->queue, q);
         scheduler_put(c->routers[chosen].scheduler, q);
         c->placed++;
@@ -273,7 +279,7 @@ cell_place(cell *c, const bool *up)
     }
     for (uint32_t r = 0; r < count; r++) {
         if (c->routers[r].scheduler != NULL)
-            scheduler_set_backlog(c->routers[r].scheduler, c->queue.count > 0);
+            scheduler_set_backlog(c->routers[r].scheduler, c->queue.count > 0, lacks_blocks);
     }
 }
 

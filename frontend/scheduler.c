@@ -42,10 +42,10 @@ struct scheduler {
 
     flight flights[STEPS_IN_FLIGHT]; /* a ring */
     uint32_t first_flight, flight_count;
-    step_plan plan;        /* being made */
-    uint32_t gone;         /* sequences that ended and wait for their last step in flight */
-    bool backlog;          /* scheduler_set_backlog() */
-    scheduler_stats stats; /* the counters; the rest is filled in when asked */
+    step_plan plan; /* being made */
+    uint32_t gone;  /* sequences that ended and wait for their last step in flight */
+    bool backlog, backlog_for_blocks; /* scheduler_set_backlog() */
+    scheduler_stats stats;            /* the counters; the rest is filled in when asked */
 };
 
 static uint32_t
@@ -436,6 +436,14 @@ uses_cache(const scheduler *s, const seq *q)
     return s->config.prefix_caching && !q->params.prompt_logprobs;
 }
 
+/* Blocks that are left to the running sequences. */
+static uint64_t
+headroom(const scheduler *s)
+{
+    const uint64_t growth = (uint64_t)s->running.count * ADMIT_HEADROOM_STEPS;
+    return (growth + s->config.kv_block_tokens - 1) / s->config.kv_block_tokens;
+}
+
 /* Start the first waiting sequence if there are blocks for all tokens it has, not just the first
  * chunk's, and some to spare for the others.  Alone it always finds them: add() saw to it. */
 static bool
@@ -449,9 +457,7 @@ admit(scheduler *s)
     const uint32_t cached =
         use_cache ? kv_blocks_match(s->kv, q->tokens, q->total, q->total - 1, q->table) : 0;
 
-    const uint64_t growth = (uint64_t)s->running.count * ADMIT_HEADROOM_STEPS;
-    const uint64_t headroom = (growth + s->config.kv_block_tokens - 1) / s->config.kv_block_tokens;
-    if (blocks_for(s, q->total) - cached + headroom > kv_blocks_available(s->kv)) {
+    if (blocks_for(s, q->total) - cached + headroom(s) > kv_blocks_available(s->kv)) {
         assert(s->running.count + s->gone > 0);
         release_blocks(s, q->table, cached);
         q->table = NULL;
@@ -474,6 +480,16 @@ scheduler_cached_tokens(const scheduler *s, const seq *q)
     return kv_blocks_find(s->kv, q->tokens, q->total, q->total - 1) * s->config.kv_block_tokens;
 }
 
+bool
+scheduler_has_blocks(const scheduler *s, const seq *q)
+{
+    uint64_t needed = headroom(s) + blocks_for(s, q->total) -
+                      scheduler_cached_tokens(s, q) / s->config.kv_block_tokens;
+    for (const seq *w = s->waiting.first; w != NULL; w = w->next)
+        needed += blocks_for(s, w->total);
+    return needed <= kv_blocks_available(s->kv);
+}
+
 uint32_t
 scheduler_load(const scheduler *s)
 {
@@ -481,9 +497,10 @@ scheduler_load(const scheduler *s)
 }
 
 void
-scheduler_set_backlog(scheduler *s, bool backlog)
+scheduler_set_backlog(scheduler *s, bool backlog, bool for_blocks)
 {
     s->backlog = backlog;
+    s->backlog_for_blocks = for_blocks;
 }
 
 static void
@@ -498,6 +515,7 @@ plan_waiting(scheduler *s)
         (void)fits;
     }
     if (s->waiting.count == 0 && !s->backlog) return;
+    if (s->backlog_for_blocks) s->plan.limited_by_blocks = true;
     if (s->running.count + s->gone == max_num_seqs) s->plan.limited_by_seqs = true;
     if (budget_left(s) == 0) s->plan.limited_by_tokens = true;
 }

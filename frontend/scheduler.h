@@ -93,10 +93,13 @@ struct seq *scheduler_take(scheduler *s);
 
 /* Tokens of such a sequence that the prefix cache holds now. */
 uint32_t scheduler_cached_tokens(const scheduler *s, const struct seq *q);
+/* Are the blocks free that such a sequence needs to start, beside those that wait here? */
+bool scheduler_has_blocks(const scheduler *s, const struct seq *q);
 /* Sequences that run or wait here. */
 uint32_t scheduler_load(const scheduler *s);
-/* Whether more wait elsewhere, for a slot of any scheduler: limited_by_seqs tells of them too. */
-void scheduler_set_backlog(scheduler *s, bool backlog);
+/* Whether more wait elsewhere, for a slot of any scheduler, and whether it is KV blocks that they
+ * wait for: limited_by_seqs and limited_by_blocks tell of them too. */
+void scheduler_set_backlog(scheduler *s, bool backlog, bool for_blocks);
 
 /* Take a sequence out, wherever it is; its blocks are free when its steps in flight are committed.
  * Returns its user pointer, or NULL if it is unknown (finished meanwhile). */

@@ -179,6 +179,40 @@ Test(cell, a_prefix_draws_a_sequence_to_the_router_that_has_it)
     cr_expect_eq(stats().sum.prefix_hit_tokens, 20);
 }
 
+/* Router 0 has more slots left, router 1 more blocks; each block is 4 tokens. */
+Test(cell, a_sequence_goes_where_its_blocks_are_and_waits_in_the_queue_if_they_are_nowhere)
+{
+    router_limits limits = usual;
+    limits.max_num_seqs = 8;
+    limits.max_num_batched_tokens = 64;
+    limits.kv_block_count = 16;
+    open_cell(2, &limits);
+    const bool only_0[] = {true, false}, only_1[] = {false, true};
+    add(100, 44); /* 11 of the 16 blocks, and one that it grows into */
+    cell_place(c, only_0);
+    add(200, 5);
+    add(300, 5);
+    cell_place(c, only_1);
+    step(0);
+    step(1);
+    cr_assert(load_of(0) == 1 && load_of(1) == 2);
+    add(400, 25);
+    cell_place(c, all_up);
+    cr_expect_eq(load_of(1), 3, "router 0 has less load, but not 7 blocks and some to spare");
+    step(1);
+    add(500, 25);
+    cell_place(c, all_up);
+    cr_expect_eq(stats().queued, 1, "neither has them");
+    const uint64_t before = stats().sum.steps_limited_by_blocks;
+    step(0);
+    cr_expect_eq(stats().sum.steps_limited_by_blocks, before + 1);
+    while (load_of(0) > 0)
+        step(0);
+    cell_place(c, all_up);
+    cr_expect_eq(load_of(0), 1);
+    cr_expect_eq(stats().queued, 0);
+}
+
 Test(cell, nobody_is_placed_where_nobody_serves)
 {
     const bool none[ROUTERS] = {false};
