@@ -381,8 +381,10 @@ look_at_load(balancer *b)
     pthread_mutex_unlock(&b->lock);
     log_balancedness(b, value);
     const bool forced = atomic_exchange(&b->forced, false);
-    const bool due = load_feed_is_due(b->config.feed) && b->config.enabled;
-    if (!forced && !due) return;
+    bool due = load_feed_is_due(b->config.feed);
+    if (b->config.pool != NULL) due = load_pool_is_due(b->config.pool) || due;
+    if (!forced && !(due && b->config.enabled)) return;
+    if (b->config.pool != NULL) load_pool_looked(b->config.pool);
     b->part_count = load_feed_take_parts(b->config.feed, b->part_rows);
     rebalance(b, forced);
 }
@@ -396,6 +398,8 @@ look(balancer *b)
     b->losses = membership_losses(b->config.membership);
     if (membership_look(b->config.membership, &b->view, &eb)) return;
     b->window_steps = load_feed_take(b->config.feed, b->rows);
+    if (b->config.pool != NULL)
+        b->window_steps = load_pool_add(b->config.pool, b->rows, b->window_steps);
     if (b->view.started) {
         if (!b->view.covered && b->uncovered_ns == 0) b->uncovered_ns = last_loss_ns(&b->view);
         if (b->view.covered && b->uncovered_ns != 0) note_recovery(b);

@@ -6,8 +6,8 @@
  *     Then the placement is fitted to those who are there, with as few moves as that takes.  If
  *     their memory does not suffice, health names the bytes, and it tries again when somebody
  *     comes.
- *   - step_interval steps have passed (--eplb on): a policy looks at the load of the window and may
- *     find a better placement (eplb_policy.h).
+ *   - step_interval steps have passed (--eplb on): a policy looks at the load of all routers'
+ * windows and may find a better placement (eplb_policy.h).
  *   - Somebody asks for it.
  * Every decision is logged with its reason.
  *
@@ -20,6 +20,7 @@
 
 #include "router/eplb_policy.h"
 #include "router/load_feed.h"
+#include "router/load_pool.h"
 #include "router/mover.h"
 #include "router/stepper.h"
 
@@ -31,6 +32,7 @@ typedef struct balancer_config {
     membership *membership; /* WIRE_EP */
     stepper *stepper;       /* NULL: a step's time is not known */
     load_feed *feed;
+    load_pool *pool; /* what routers that follow add to it; NULL: there are none */
     uint32_t num_layers, num_experts;
     uint64_t expert_bytes;
     bool enabled; /* --eplb on */

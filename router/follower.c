@@ -21,6 +21,8 @@ struct follower {
     bool at_once;               /* and is not to be waited for; not twice in a row */
     bool heard;                 /* the last question was answered: what is new is worth a line */
     uint64_t known[WORKER_MAX]; /* lives in the last answer; 0: not there */
+    uint64_t *window;           /* [L * E] with a feed */
+    uint64_t told_steps;        /* what router 0 knows the load of */
 };
 
 moe_err
@@ -31,14 +33,18 @@ follower_create(follower **out, const follower_config *config, errbuf *eb)
     if (f == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     f->config = *config;
     f->heard = true;
-    const moe_err err =
-        rpc_client_open(&f->client,
-                        &(rpc_client_options){.url = config->router_url,
-                                              .service = &conclave__router__descriptor,
-                                              .message_bytes_max = MESSAGE_BYTES},
-                        eb);
+    const size_t cells = (size_t)config->limits.num_layers * config->limits.num_experts;
+    moe_err err = MOE_OK;
+    if (config->feed != NULL && (f->window = calloc(cells, sizeof *f->window)) == NULL)
+        err = err_set(eb, MOE_ENOMEM, "out of memory");
+    if (!err)
+        err = rpc_client_open(&f->client,
+                              &(rpc_client_options){.url = config->router_url,
+                                                    .service = &conclave__router__descriptor,
+                                                    .message_bytes_max = MESSAGE_BYTES},
+                              eb);
     if (err) {
-        free(f);
+        follower_free(f);
         return err;
     }
     *out = f;
@@ -50,6 +56,7 @@ follower_free(follower *f)
 {
     if (f == NULL) return;
     rpc_client_close(f->client);
+    free(f->window);
     free(f);
 }
 
@@ -168,6 +175,20 @@ check_mode(const follower *f, const Conclave__FleetReply *reply, errbuf *eb)
                    reply->parallelism, mode);
 }
 
+/* Returns the steps that the request tells the load of. */
+static uint64_t
+tell_load(follower *f, Conclave__FleetRequest *request)
+{
+    if (f->config.feed == NULL) return 0;
+    const uint64_t steps = load_feed_steps(f->config.feed);
+    if (steps == f->told_steps) return steps;
+    request->steps = steps;
+    request->window_steps = load_feed_take(f->config.feed, f->window);
+    request->window_rows = f->window;
+    request->n_window_rows = (size_t)f->config.limits.num_layers * f->config.limits.num_experts;
+    return steps;
+}
+
 static Conclave__FleetReply *
 ask(follower *f)
 {
@@ -180,6 +201,7 @@ ask(follower *f)
     request.version = (char *)(uintptr_t)CONCLAVE_VERSION;
     request.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
     request.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;
+    const uint64_t steps = tell_load(f, &request);
     ProtobufCMessage *response;
     errbuf eb = {{0}};
     moe_err err = rpc_call_watched(f->client, METHOD_FLEET, &request.base, FLEET_TIMEOUT_MS,
@@ -188,6 +210,7 @@ ask(follower *f)
     if (err && f->heard && !f->config.stopping())
         LOG_WARN("follower", "router 0 does not tell the fleet, the last one stays: %s", eb.text);
     f->heard = err == MOE_OK;
+    f->told_steps = err ? 0 : steps; /* it may be another router 0 by then */
     if (!err) return (Conclave__FleetReply *)(void *)response;
     rpc_response_free(response);
     return NULL;

@@ -4,6 +4,8 @@
  * its own to the workers, and hands the placement to its membership, which adopts it at this
  * router's own step boundary.  Steps know no difference: they enter the same membership.
  *
+ * With each question it tells the load of its own steps, if that is news (load_pool.h).
+ *
  * While router 0 is away the last fleet stays in force; a worker whose connection ends is given up
  * all the same, and its replicas go on.
  *
@@ -12,6 +14,7 @@
 #ifndef MOE_ROUTER_FOLLOWER_H
 #define MOE_ROUTER_FOLLOWER_H
 
+#include "router/load_feed.h"
 #include "router/membership.h"
 
 typedef struct follower follower;
@@ -24,6 +27,7 @@ typedef struct follower_config {
     exchange_limits limits;
     enum wire_mode mode;
     membership *membership; /* config.follows; borrowed */
+    load_feed *feed;        /* whose window router 0 is told; NULL: none.  Borrowed */
     /* Asked often: should a call be left? */
     bool (*stopping)(void);
 } follower_config;

@@ -23,6 +23,7 @@ struct load_feed {
     uint64_t *snapshot;   /* [cells] */
     uint64_t *parts;      /* [ROUTING_PARTS][cells] */
     uint32_t snapshot_steps, part_count;
+    uint64_t steps;
 
     /* The trace: written by the step thread at `head`, read by the writer at `tail`. */
     routing_trace_writer *trace;
@@ -153,6 +154,7 @@ load_feed_add(load_feed *f, uint64_t step, const uint64_t *totals)
     if ((due || f->since_snapshot >= SNAPSHOT_STEPS) && pthread_mutex_trylock(&f->lock) == 0) {
         memcpy(f->snapshot, routing_stats_rows(f->stats), f->cells * sizeof *f->snapshot);
         f->snapshot_steps = routing_stats_window_steps(f->stats);
+        f->steps = routing_stats_steps(f->stats);
         if (due) f->part_count = routing_stats_parts(f->stats, f->parts);
         pthread_mutex_unlock(&f->lock);
         f->since_snapshot = 0;
@@ -168,6 +170,15 @@ load_feed_take(load_feed *f, uint64_t *rows)
     pthread_mutex_lock(&f->lock);
     memcpy(rows, f->snapshot, f->cells * sizeof *rows);
     const uint32_t steps = f->snapshot_steps;
+    pthread_mutex_unlock(&f->lock);
+    return steps;
+}
+
+uint64_t
+load_feed_steps(load_feed *f)
+{
+    pthread_mutex_lock(&f->lock);
+    const uint64_t steps = f->steps;
     pthread_mutex_unlock(&f->lock);
     return steps;
 }

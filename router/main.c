@@ -146,7 +146,8 @@ start_feed(load_feed **out, const options *o, const model_config *model, uint64_
                                                          .fingerprint = fingerprint,
                                                          .steps_per_record = 1},
                                                .balance = *balance,
-                                               .trace_path = o->routing_trace,
+                                               /* One file: of router 0. */
+                                               .trace_path = o->router_id ? "" : o->routing_trace,
                                                .bell = membership_changes(m)},
                            eb);
 }
@@ -165,6 +166,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     router_end *exchange = NULL;
     stepper *step = NULL;
     load_feed *feed = NULL;
+    load_pool *followers = NULL;
     balancer *balance_thread = NULL;
     eplb_policy policy = EPLB_CONCLAVE;
     phases profile = {0};
@@ -242,6 +244,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                              .follows = follows,
                              .shared = o->routers > 1},
         eb);
+    if (!err) err = start_feed(&feed, o, model, id.model.fingerprint, &balance, running, eb);
     if (!err && follows)
         err = follower_create(&follow,
                               &(follower_config){.router_url = leader_url,
@@ -251,10 +254,16 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                                  .limits = limits,
                                                  .mode = tp ? WIRE_TP : WIRE_EP,
                                                  .membership = running,
+                                                 .feed = tp ? NULL : feed,
                                                  .stopping = is_stopping},
                               eb);
-    if (!err && !follows)
-        err = start_feed(&feed, o, model, id.model.fingerprint, &balance, running, eb);
+    if (!err && !follows && o->routers > 1)
+        err = load_pool_create(&followers,
+                               &(load_pool_config){.num_layers = model->num_layers,
+                                                   .num_experts = model->num_experts,
+                                                   .step_interval = balance.step_interval,
+                                                   .bell = membership_changes(running)},
+                               eb);
     if (err) goto done;
     err = stepper_start(&step,
                         &(stepper_config){.transformer = tf,
@@ -276,6 +285,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
             &(balancer_config){.membership = running,
                                .stepper = step,
                                .feed = feed,
+                               .pool = followers,
                                .num_layers = model->num_layers,
                                .num_experts = model->num_experts,
                                .expert_bytes = expert_bytes(sizes.expert_dtype, model),
@@ -293,6 +303,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                                         .membership = running,
                                                         .stepper = step,
                                                         .balancer = balance_thread,
+                                                        .pool = followers,
                                                         .follows = follows,
                                                         .eplb = o->eplb,
                                                         .eplb_policy = o->eplb_policy,
@@ -329,8 +340,9 @@ done:
     membership_close(running);
     balancer_stop(balance_thread);
     stepper_stop(step);
-    load_feed_stop(feed);
     follower_free(follow);
+    load_feed_stop(feed);
+    load_pool_free(followers);
     membership_free(running);
     router_end_free(exchange);
     if (tf != NULL)

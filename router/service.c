@@ -218,7 +218,8 @@ on_fleet(Conclave__Router_Service *rpc, const Conclave__FleetRequest *request,
         rpc_fail(data, RPC_FAILED_PRECONDITION, "this is not router 0");
         return;
     }
-    const moe_err err = fleet_on_request(c->membership, request, &answer, &eb);
+    moe_err err = fleet_on_request(c->membership, request, &answer, &eb);
+    if (!err && c->pool != NULL) err = load_pool_note(c->pool, request, &eb);
     if (err)
         rpc_fail_err(data, err, &eb);
     else

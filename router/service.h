@@ -6,6 +6,7 @@
 #define MOE_ROUTER_SERVICE_H
 
 #include "router/balancer.h"
+#include "router/load_pool.h"
 #include "router/membership.h"
 #include "router/stepper.h"
 
@@ -19,6 +20,7 @@ typedef struct router_service_config {
     membership *membership;
     stepper *stepper;
     balancer *balancer; /* NULL with tensor parallelism */
+    load_pool *pool;    /* of followers' load; NULL: it is not looked at */
     bool follows;       /* not router 0: it has no workers of its own */
     bool eplb;
     const char *eplb_policy;

@@ -25,6 +25,9 @@ static router_end *leader_end, *end;
 static follower *f;
 static rpc_server *server;
 static Conclave__Router_Service service;
+static load_feed *feed;
+static uint32_t loads_told; /* questions with a load, and what the last one of them said */
+static uint64_t told_steps, told_rows[8];
 static errbuf eb;
 
 static void
@@ -34,6 +37,12 @@ on_fleet(Conclave__Router_Service *s, const Conclave__FleetRequest *request,
     (void)s;
     errbuf text = {{0}};
     fleet_answer *answer;
+    if (request->n_window_rows != 0) {
+        cr_assert_eq(request->n_window_rows, 8);
+        loads_told++;
+        told_steps = request->steps;
+        memcpy(told_rows, request->window_rows, sizeof told_rows);
+    }
     const moe_err err = fleet_on_request(leader, request, &answer, &text);
     if (err)
         rpc_fail_err(data, err, &text);
@@ -92,6 +101,10 @@ create_follower(const identity *own)
     run_dir_url(&run, "router", 0, url);
     const membership_config config = config_of(end, 1);
     cr_assert_eq(membership_create(&m, &config, &eb), MOE_OK, "%s", eb.text);
+    const load_feed_config load = {
+        .shape = {.num_layers = 2, .num_experts = 4, .top_k = 2, .steps_per_record = 1},
+        .balance = {.window_size = 4, .step_interval = 1}};
+    cr_assert_eq(load_feed_start(&feed, &load, &eb), MOE_OK, "%s", eb.text);
     cr_assert_eq(follower_create(&f,
                                  &(follower_config){.router_url = url,
                                                     .router_id = 1,
@@ -100,6 +113,7 @@ create_follower(const identity *own)
                                                     .limits = fake_limits,
                                                     .mode = WIRE_EP,
                                                     .membership = m,
+                                                    .feed = feed,
                                                     .stopping = never},
                                  &eb),
                  MOE_OK, "%s", eb.text);
@@ -126,6 +140,7 @@ static void
 teardown(void)
 {
     follower_free(f);
+    load_feed_stop(feed);
     rpc_server_stop(server);
     server = NULL;
     membership_close(m);
@@ -247,6 +262,29 @@ Test(follower, adopts_a_placement_between_its_own_steps_and_router_0_waits_for_t
     membership_leave(m);
 }
 
+Test(follower, tells_the_load_of_its_steps_when_that_is_news)
+{
+    start_all();
+    cr_expect_eq(loads_told, 0, "it has made no step");
+    uint64_t totals[8] = {0};
+    for (uint64_t step = 1; step <= 6; step++) {
+        for (uint64_t i = 0; i < 8; i++)
+            totals[i] += i;
+        load_feed_add(feed, step, totals);
+    }
+    follower_update(f, 0);
+    follower_update(f, 0);
+    cr_expect_eq(loads_told, 1);
+    cr_expect_eq(told_steps, 6);
+    for (uint64_t i = 0; i < 8; i++)
+        cr_expect_eq(told_rows[i], 4 * i, "of a window of 4 steps");
+    rpc_server_stop(server);
+    follower_update(f, 0);
+    serve();
+    follower_update(f, 0);
+    cr_expect_eq(loads_told, 2, "another router 0 has not heard it");
+}
+
 Test(follower, keeps_its_fleet_while_router_0_is_away)
 {
     start_all();
@@ -335,6 +373,7 @@ Test(follower, a_router_of_another_model_gets_no_fleet)
 {
     start_all();
     follower_free(f);
+    load_feed_stop(feed);
     membership_close(m);
     membership_free(m);
     create_follower(&other_id);
