@@ -71,6 +71,15 @@ on_interval(void *user, const replay_interval *i)
     strbuf_puts(&p->intervals, "}");
 }
 
+/* Of whole steps, where their time without balancing is known, else of the experts' part. */
+static double
+simulated_gain(const replay_config *c, const replay_summary *s)
+{
+    const double rest =
+        c->costs.step_ns > s->experts_ns_off ? c->costs.step_ns - s->experts_ns_off : 0;
+    return s->experts_ns > 0 ? (rest + s->experts_ns_off) / (rest + s->experts_ns) : 1;
+}
+
 static void
 print_summary(const printer *p, const replay_config *c, const replay_summary *s)
 {
@@ -78,11 +87,13 @@ print_summary(const printer *p, const replay_config *c, const replay_summary *s)
         printf("{\"policy\": \"%s\", \"workers\": %u, \"redundant\": %u, \"steps\": %llu, "
                "\"intervals\": [%s], \"adopted\": %u, \"moves\": %llu, \"bytes\": %.0f, "
                "\"balancedness_off\": %.6f, \"balancedness\": %.6f, \"longest_decision_s\": %.6f, "
-               "\"cut_off\": %s}\n",
+               "\"simulated_experts_ms\": %.6f, \"simulated_experts_off_ms\": %.6f, "
+               "\"simulated_gain\": %.6f, \"cut_off\": %s}\n",
                eplb_policy_name(c->policy), c->worker_count, c->redundant,
                (unsigned long long)s->steps, strbuf_text(&p->intervals), s->adopted,
                (unsigned long long)s->move_count, s->move_bytes, s->balancedness_off,
-               s->balancedness, s->seconds, s->cut_off ? "true" : "false");
+               s->balancedness, s->seconds, s->experts_ns / 1e6, s->experts_ns_off / 1e6,
+               simulated_gain(c, s), s->cut_off ? "true" : "false");
         return;
     }
     printf("%llu steps, %u intervals, %u adopted, %llu moves, %.1f MB; balancedness %.4f, without "
@@ -90,6 +101,11 @@ print_summary(const printer *p, const replay_config *c, const replay_summary *s)
            (unsigned long long)s->steps, s->intervals, s->adopted,
            (unsigned long long)s->move_count, s->move_bytes / 1e6, s->balancedness,
            s->balancedness_off, s->seconds * 1e3);
+    printf("simulated, every worker on a device of its own: experts %.3f ms a step, without "
+           "balancing %.3f ms; throughput of %s %.3f times\n",
+           s->experts_ns / 1e6, s->experts_ns_off / 1e6,
+           c->costs.step_ns > s->experts_ns_off ? "whole steps" : "experts alone",
+           simulated_gain(c, s));
 }
 
 static int
@@ -127,7 +143,7 @@ run_replay(int argc, char **argv)
     int64_t workers, redundant, interval, window, groups, nodes;
     bool json;
     replay_config c = {.costs = eplb_default_costs()};
-    double expert_mb, move_mbps, row_us, step_ms;
+    double expert_mb, move_mbps, row_us, step_ms, read_gbps;
     const flag_spec specs[] = {
         {"workers", NULL, FLAG_INT, &workers, NULL, 1, PLACEMENT_WORKER_MAX, NULL, NULL,
          "expert workers; must be given"},
@@ -146,6 +162,8 @@ run_replay(int argc, char **argv)
         {"move-mbps", "eplb-move-mbps", FLAG_NUMBER, &move_mbps, "100", 0, 1e9, NULL, "MB/s",
          "what moves may use; 0: moves cost nothing"},
         {"row-us", NULL, FLAG_NUMBER, &row_us, "1", 0, 1e6, NULL, "us", "one row on one worker"},
+        {"read-gbps", NULL, FLAG_NUMBER, &read_gbps, "10", 0, 1e6, NULL, "GB/s",
+         "one worker's memory, in the simulation; 0: reading takes no time"},
         {"step-ms", NULL, FLAG_NUMBER, &step_ms, "0", 0, 1e6, NULL, "ms",
          "a whole step; 0: not known"},
         {"json", NULL, FLAG_BOOL, &json, "false", 0, 0, NULL, NULL, "one JSON object, no table"},
@@ -169,6 +187,7 @@ run_replay(int argc, char **argv)
         c.costs.bytes_per_expert = expert_mb * 1e6;
         c.costs.move_bytes_per_s = move_mbps * 1e6;
         c.costs.row_ns = row_us * 1e3;
+        c.read_bytes_per_s = read_gbps * 1e9;
         c.costs.step_ns = step_ms * 1e6;
         status = replay_file(path, &c, json);
     }

@@ -1,5 +1,6 @@
 #include "router/eplb_replay.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,9 +8,9 @@
 #include "router/replica_choice.h"
 #include "router/routing_stats.h"
 
-/* Sums over layers and records: mean rows of a worker, and rows of the busiest. */
+/* Sums over layers and records: mean rows of a worker, rows of the busiest, and simulated time. */
 typedef struct balance {
-    double mean, most;
+    double mean, most, ns;
 } balance;
 
 typedef struct replay {
@@ -17,6 +18,7 @@ typedef struct replay {
     uint32_t layers, experts, steps_per_record;
     uint32_t *slot_counts; /* [W] */
     uint64_t *worker_rows; /* [W] */
+    uint32_t *reads;       /* [W] experts that it has rows of */
     uint32_t *counts;      /* [L][E] */
     uint64_t *parts;       /* [ROUTING_PARTS][L][E] */
     routing_stats *stats;
@@ -41,6 +43,7 @@ replay_fini(replay *r)
     free(r->counts);
     free(r->parts);
     free(r->worker_rows);
+    free(r->reads);
     free(r->slot_counts);
 }
 
@@ -79,9 +82,10 @@ replay_init(replay *r, const replay_config *c, const routing_trace *t, char *not
         return err_set(eb, MOE_ERANGE, "%u workers", c->worker_count);
     r->slot_counts = calloc(c->worker_count, sizeof *r->slot_counts);
     r->worker_rows = calloc(c->worker_count, sizeof *r->worker_rows);
+    r->reads = calloc(c->worker_count, sizeof *r->reads);
     r->counts = calloc((size_t)r->layers * r->experts, sizeof *r->counts);
     r->parts = calloc((size_t)r->layers * r->experts * ROUTING_PARTS, sizeof *r->parts);
-    if (!r->slot_counts || !r->worker_rows || !r->counts || !r->parts)
+    if (!r->slot_counts || !r->worker_rows || !r->reads || !r->counts || !r->parts)
         return err_set(eb, MOE_ENOMEM, "out of memory");
     moe_err err = start_placement(r, note, eb);
     if (!err)
@@ -89,9 +93,27 @@ replay_init(replay *r, const replay_config *c, const routing_trace *t, char *not
                                    (c->window_size + steps - 1) / steps,
                                    (c->step_interval + steps - 1) / steps, eb);
     if (!err && replica_choice_create(&r->choice, r->experts, c->worker_count,
-                                      r->linear->slot_count, 1) != MOE_OK)
+                                      r->linear->slot_count, REPLICA_ROWS_MIN) != MOE_OK)
         err = err_set(eb, MOE_ENOMEM, "out of memory");
     return err;
+}
+
+/* A layer whose slowest worker reads and multiplies so much. */
+static double
+simulate_layer(replay *r, const placement *p, const dispatch_split *split)
+{
+    const replay_config *c = r->config;
+    double slowest = 0;
+    memset(r->reads, 0, p->worker_count * sizeof *r->reads);
+    for (uint32_t i = 0; i < split->run_first[r->experts]; i++)
+        r->reads[split->runs[i].worker] += split->runs[i].row_count != 0;
+    for (uint32_t w = 0; w < p->worker_count; w++) {
+        const double bytes = r->reads[w] * c->costs.bytes_per_expert;
+        const double read = c->read_bytes_per_s > 0 ? bytes / c->read_bytes_per_s * 1e9 : 0;
+        const double multiply = (double)r->worker_rows[w] * c->costs.row_ns;
+        slowest = fmax(slowest, fmax(read, multiply));
+    }
+    return slowest;
 }
 
 static void
@@ -100,8 +122,9 @@ measure(replay *r, const placement *p, balance *b)
     for (uint32_t l = 0; l < r->layers; l++) {
         uint64_t sum = 0, most = 0;
         memset(r->worker_rows, 0, p->worker_count * sizeof *r->worker_rows);
-        replica_choice_run(r->choice, p, l, r->counts + (size_t)l * r->experts, NULL,
-                           r->worker_rows);
+        const dispatch_split split = replica_choice_run(
+            r->choice, p, l, r->counts + (size_t)l * r->experts, NULL, r->worker_rows);
+        b->ns += simulate_layer(r, p, &split);
         for (uint32_t w = 0; w < p->worker_count; w++) {
             sum += r->worker_rows[w];
             if (r->worker_rows[w] > most) most = r->worker_rows[w];
@@ -116,6 +139,7 @@ add(balance *sum, balance *part)
 {
     sum->mean += part->mean;
     sum->most += part->most;
+    sum->ns += part->ns;
     *part = (balance){0};
 }
 
@@ -168,10 +192,12 @@ eplb_replay(routing_trace *t, const replay_config *config, replay_fn *on_interva
 {
     replay r;
     routing_trace_record record;
+    uint64_t records = 0;
     *out = (replay_summary){0};
     moe_err err = replay_init(&r, config, t, out->slots_note, eb);
     while (!err && (err = routing_trace_next(t, &record, r.counts, eb)) == MOE_OK) {
         out->steps += record.step_count;
+        records++;
         measure(&r, r.current, &r.on);
         measure(&r, r.linear, &r.off);
         if (routing_stats_add(r.stats, r.counts))
@@ -183,6 +209,8 @@ eplb_replay(routing_trace *t, const replay_config *config, replay_fn *on_interva
     add(&r.all_off, &r.off);
     out->balancedness = balancedness(&r.all_on);
     out->balancedness_off = balancedness(&r.all_off);
+    out->experts_ns = records ? r.all_on.ns / (double)records : 0;
+    out->experts_ns_off = records ? r.all_off.ns / (double)records : 0;
     replay_fini(&r);
     return err;
 }

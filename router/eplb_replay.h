@@ -6,6 +6,12 @@
  * the balancedness that users would have had can be told, beside that of the linear placement
  * without replicas.
  *
+ * And the time that experts would have taken, on a machine that is not there: each worker has cores
+ * and memory of its own.  In each layer a worker reads the weights of every expert it gets rows of
+ * once, and multiplies its rows; the longer of the two counts, and of the workers the slowest.  It
+ * is a model: no transfers, no attention, no grouping of several routers' rows.  A record counts as
+ * one step.
+ *
  * Threads: no shared state.
  */
 #ifndef MOE_ROUTER_EPLB_REPLAY_H
@@ -19,7 +25,8 @@ typedef struct replay_config {
     uint32_t worker_count, redundant;
     uint32_t window_size, step_interval; /* steps */
     uint32_t num_groups, num_nodes;
-    eplb_costs costs; /* interval_steps is set by the replay */
+    eplb_costs costs; /* interval_steps is set by the replay; row_ns is of the simulation, too */
+    double read_bytes_per_s; /* of one worker's memory; 0: reading takes no time */
 } replay_config;
 
 /* One interval that ended. */
@@ -39,6 +46,7 @@ typedef struct replay_summary {
     uint64_t move_count;
     double move_bytes;
     double balancedness, balancedness_off; /* of all steps */
+    double experts_ns, experts_ns_off;     /* simulated, of a record: mean */
     double seconds;                        /* that decisions took, the longest */
     bool cut_off;                          /* the trace ended inside a record */
     char slots_note[MOE_ERR_TEXT_MAX];     /* from eplb_slot_counts(); may be empty */

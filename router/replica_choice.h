@@ -23,6 +23,9 @@
 #include "router/placement.h"
 
 #define REPLICA_SPEED_MAX 65535u
+/* run_min of a router: reading an expert's weights once more, on another worker, takes about as
+ * long as so many rows. */
+#define REPLICA_ROWS_MIN 8u
 
 typedef struct replica_choice replica_choice;
 

@@ -12,8 +12,6 @@
 #define ROWS_PER_ITEM 16 /* row operations, attention */
 #define TILES_PER_ITEM 8 /* products */
 #define GEMM_ROWS 256    /* rows of one product item */
-/* Reading an expert's weights once more, on another worker, takes about as long as so many rows. */
-#define REPLICA_ROWS_MIN 8
 #define PARALLEL_MIN                                                                               \
     500000u /* multiply-adds below which waking threads costs more than it gives                   \
              */

@@ -219,7 +219,8 @@ bench_choice(const load *l, const placement *p)
     const size *s = l->s;
     replica_choice *choice;
     uint64_t best = 0, rows[WORKERS_MAX];
-    must_be_ok(replica_choice_create(&choice, s->experts, s->workers, s->slots, 1), "choice");
+    must_be_ok(replica_choice_create(&choice, s->experts, s->workers, s->slots, REPLICA_ROWS_MIN),
+               "choice");
     for (int run = 0; run < 50; run++) {
         const uint64_t start = clock_now_ns();
         for (uint32_t layer = 0; layer < s->layers; layer++) {
@@ -262,7 +263,8 @@ bench_plan(const load *l, const placement *p)
         ids[i - 1] = id;
     }
     must_be_ok(dispatch_plan_create(&plan, &limits, s->workers), "plan");
-    must_be_ok(replica_choice_create(&choice, s->experts, s->workers, s->slots, 1), "choice");
+    must_be_ok(replica_choice_create(&choice, s->experts, s->workers, s->slots, REPLICA_ROWS_MIN),
+               "choice");
     const dispatch_split runs = replica_choice_run(choice, p, 0, l->counts, NULL, rows);
     for (int run = 0; run < 200; run++) {
         uint64_t start = clock_now_ns();

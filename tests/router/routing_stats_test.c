@@ -395,6 +395,36 @@ Test(eplb_replay, recovers_when_the_load_changes)
     }
 }
 
+/* Two workers with two experts each; an expert is read in 1 ms, a row takes 0.1 ms. */
+Test(eplb_replay, simulates_workers_with_memory_and_cores_of_their_own)
+{
+    const routing_trace_header h = {
+        .num_layers = 2, .num_experts = 4, .top_k = 2, .steps_per_record = 1};
+    const replay_config config = {.worker_count = 2,
+                                  .window_size = 10,
+                                  .step_interval = 10,
+                                  .num_groups = 1,
+                                  .num_nodes = 1,
+                                  .costs = {.row_ns = 1e5, .bytes_per_expert = 1e6},
+                                  .read_bytes_per_s = 1e9};
+    const uint32_t steps[2][8] = {{4, 0, 2, 0, /* 1 ms */ 1, 1, 0, 0 /* 2 ms */},
+                                  {20, 10, 2, 0, /* 3 ms */ 0, 0, 0, 9 /* 1 ms */}};
+    routing_trace_writer *w;
+    size_t len;
+    routing_trace t;
+    replay_summary s;
+    cr_assert_eq(routing_trace_create(&w, temp_path(), &h, NULL), MOE_OK);
+    for (uint32_t i = 0; i < 2; i++)
+        cr_assert_eq(routing_trace_append(w, i, steps[i]), MOE_OK);
+    cr_assert_eq(routing_trace_close(w), MOE_OK);
+    unsigned char *bytes = read_back(&len);
+    cr_assert_eq(routing_trace_open(&t, bytes, len, NULL), MOE_OK);
+    cr_assert_eq(eplb_replay(&t, &config, NULL, NULL, &s, NULL), MOE_OK);
+    cr_expect_float_eq(s.experts_ns_off, 3.5e6, 1);
+    cr_expect_float_eq(s.experts_ns, 3.5e6, 1, "nothing was decided");
+    free(bytes);
+}
+
 Test(eplb_replay, refuses_what_is_no_fleet)
 {
     size_t len;
