@@ -40,14 +40,17 @@ serve_group(compute *c, const dispatch_view *views, uint32_t count)
     phase_enter(&c->phases, FFN_REPLY);
     const uint64_t busy = clock_now_ns() - start;
     uint64_t rows = 0;
+    uint32_t reads = 0;
     for (uint32_t i = 0; i < count; i++) {
         rows += views[i].hdr.row_count;
+        if (views[i].hdr.expert_count > reads) reads = views[i].hdr.expert_count;
         message_trace_served(&c->phases, &views[i], start, busy / count);
         worker_end_reply(c->exchange, &views[i], status, busy / count);
     }
     c->stats.rows += rows;
     c->stats.dispatches += count;
     c->stats.groups++;
+    c->stats.reads += reads;
     c->stats.busy_ns += busy;
     phases_end_round(&c->phases, "worker", rows);
 }

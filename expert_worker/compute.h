@@ -20,6 +20,7 @@ typedef struct compute compute;
 typedef struct compute_stats {
     uint64_t dispatches, rows, busy_ns;
     uint64_t groups; /* of dispatches computed together */
+    uint64_t reads;  /* of an expert's weights, by groups: those of its largest dispatch */
     uint32_t experts_hosted;
     uint64_t bytes_hosted;
     uint64_t epoch; /* dispatches of older placements are refused */

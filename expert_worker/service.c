@@ -91,6 +91,7 @@ on_stats(Conclave__Worker_Service *rpc, const Conclave__StatsRequest *request,
     reply.dispatches = stats.dispatches;
     reply.rows = stats.rows;
     reply.groups = stats.groups;
+    reply.reads = stats.reads;
     reply.busy_ns = stats.busy_ns;
     reply.experts_hosted = stats.experts_hosted;
     reply.bytes_hosted = stats.bytes_hosted;

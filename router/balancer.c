@@ -11,6 +11,7 @@
 #include "common/futex.h"
 #include "common/log.h"
 #include "router/routing_stats.h"
+#include "router/worker_speed.h"
 
 #define BALANCE_NICE 10
 /* What is timed (a lost worker that stays away, a retry, the balancedness that is told) is looked
@@ -35,6 +36,8 @@ struct balancer {
     bool surplus; /* some may be hosted that no placement names */
     uint32_t surplus_changes;
     uint64_t uncovered_ns; /* since when experts are without a host; 0: they are not */
+    worker_speed workers[WORKER_MAX];
+    double speeds[WORKER_MAX]; /* of worker_speed_compare() */
     stepper_stats last_steps;
     uint64_t logged_steps;
 
@@ -92,19 +95,24 @@ measure_step_ns(balancer *b)
     return ns;
 }
 
-/* Mean over the workers that answer; 0: not known. */
+/* Ask workers what they measured, and compare them.  Returns the ns of a row, the mean over those
+ * that answer; 0: not known. */
 static double
-measure_row_ns(balancer *b)
+measure_workers(balancer *b)
 {
-    double sum = 0, one;
+    double sum = 0, scratch[WORKER_MAX];
     uint32_t count = 0;
     errbuf eb;
     for (uint32_t w = 0; w < b->view.worker_end; w++) {
+        worker_work work;
+        b->workers[w].rate = 0;
         if (!b->view.members[w].ready) continue;
-        if (mover_row_ns(b->mover, &b->view.members[w], &one, &eb) || one <= 0) continue;
-        sum += one;
+        if (mover_ask_work(b->mover, &b->view.members[w], &work, &eb) || work.rows == 0) continue;
+        worker_speed_note(&b->workers[w], &work);
+        sum += (double)work.busy_ns / (double)work.rows;
         count++;
     }
+    worker_speed_compare(b->workers, b->view.worker_end, b->speeds, scratch);
     return count == 0 ? 0 : sum / count;
 }
 
@@ -112,7 +120,7 @@ static eplb_costs
 costs_now(balancer *b)
 {
     eplb_costs c = eplb_default_costs();
-    const double row_ns = measure_row_ns(b);
+    const double row_ns = measure_workers(b);
     if (row_ns > 0) c.row_ns = row_ns;
     c.step_ns = measure_step_ns(b);
     c.bytes_per_expert = (double)b->config.expert_bytes;
@@ -131,6 +139,7 @@ decide(balancer *b, eplb_policy policy, const eplb_costs *costs, eplb_outcome *o
                            .current = b->view.home,
                            .worker_count = b->view.worker_end,
                            .slot_counts = slot_counts,
+                           .speeds = b->speeds,
                            .expert_rows = b->rows,
                            .window_steps = b->window_steps,
                            .part_rows = b->part_rows,
@@ -332,6 +341,19 @@ balancedness(balancer *b, const uint64_t *rows)
     return placement_balancedness(b->view.home, rows, NULL, scratch);
 }
 
+/* Those whose speed is not 1, as "worker 2: 0.71", for the log. */
+static void
+tell_speeds(const balancer *b, char *out, size_t size)
+{
+    size_t len = 0;
+    out[0] = '\0';
+    for (uint32_t w = 0; w < b->view.worker_end && len < size; w++) {
+        if (b->speeds[w] == 1) continue;
+        len += (size_t)snprintf(out + len, size - len, "%sworker %u: %.2f",
+                                len ? ", " : " speeds=", w, b->speeds[w]);
+    }
+}
+
 static void
 rebalance(balancer *b, bool forced)
 {
@@ -346,8 +368,10 @@ rebalance(balancer *b, bool forced)
     const moe_err err = decide(b, b->config.policy, &costs, &out, &eb);
     const char *text = err ? eb.text : out.text;
     const char *verdict = err ? "failed" : eplb_verdict_name(out.verdict);
-    LOG_INFO("eplb", "decision verdict=%s policy=%s forced=%d window_steps=%u: %s", verdict,
-             eplb_policy_name(b->config.policy), forced, b->window_steps, text);
+    char speeds[256];
+    tell_speeds(b, speeds, sizeof speeds);
+    LOG_INFO("eplb", "decision verdict=%s policy=%s forced=%d window_steps=%u%s: %s", verdict,
+             eplb_policy_name(b->config.policy), forced, b->window_steps, speeds, text);
     note(b, verdict, text, err ? NULL : &out);
     if (!err && out.next != NULL) {
         carry_out(b, &out, b->config.move_bytes_per_s, false);
@@ -460,6 +484,8 @@ balancer_start(balancer **out, const balancer_config *config, errbuf *eb)
     if (b == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     b->config = *config;
     b->surplus = true;
+    for (uint32_t w = 0; w < WORKER_MAX; w++)
+        b->speeds[w] = 1;
     if (b->config.return_ms == 0) b->config.return_ms = BALANCER_RETURN_MS;
     pthread_mutex_init(&b->lock, NULL);
     const size_t cells = (size_t)config->num_layers * config->num_experts;

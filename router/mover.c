@@ -429,16 +429,18 @@ mover_end_worker(mover *mv, const member *worker, errbuf *eb)
 }
 
 moe_err
-mover_row_ns(mover *mv, const member *worker, double *row_ns, errbuf *eb)
+mover_ask_work(mover *mv, const member *worker, worker_work *out, errbuf *eb)
 {
     const Conclave__StatsRequest request = CONCLAVE__STATS_REQUEST__INIT;
     ProtobufCMessage *response;
-    *row_ns = 0;
+    *out = (worker_work){.incarnation = worker->incarnation};
     const moe_err err = call_worker(worker, METHOD_STATS, &request.base, STATS_TIMEOUT_MS,
                                     call_is_vain, mv, &response, eb);
     if (!err) {
         const Conclave__WorkerStats *s = (const void *)response;
-        if (s->rows != 0) *row_ns = (double)s->busy_ns / (double)s->rows;
+        out->rows = s->rows;
+        out->reads = s->reads;
+        out->busy_ns = s->busy_ns;
     }
     rpc_response_free(response);
     return err;

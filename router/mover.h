@@ -15,6 +15,7 @@
 #define MOE_ROUTER_MOVER_H
 
 #include "router/membership.h"
+#include "router/worker_speed.h"
 
 typedef struct mover mover;
 
@@ -52,7 +53,7 @@ bool mover_release_surplus(mover *mv);
 /* Tell a worker that hosts nothing more to end. */
 moe_err mover_end_worker(mover *mv, const member *worker, errbuf *eb);
 
-/* What a worker measured: MOE_OK and how many ns a row takes it, or 0 without rows. */
-moe_err mover_row_ns(mover *mv, const member *worker, double *row_ns, errbuf *eb);
+/* What a worker measured. */
+moe_err mover_ask_work(mover *mv, const member *worker, worker_work *out, errbuf *eb);
 
 #endif
