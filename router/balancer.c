@@ -266,8 +266,10 @@ copy_home(const balancer *b, const uint32_t *slot_counts, placement **out, errbu
             }
         }
     }
-    if (!err) placement_index(*out);
-    return err;
+    if (err) return err;
+    placement_set_speeds(*out, b->speeds);
+    placement_index(*out);
+    return MOE_OK;
 }
 
 /* Slots that are empty get replicas: those of a worker that is gone, or a new one's.  With few

@@ -255,6 +255,8 @@ eplb_decide(const eplb_input *in, eplb_outcome *out, errbuf *eb)
         err = placement_create(&out->next, in->current->num_layers, in->current->num_experts,
                                in->worker_count, in->slot_counts, eb);
     if (!err) err = decide(in, usable, mean_speed, out, eb);
+    if (!err && out->next != NULL && in->speeds != NULL && in->policy == EPLB_CONCLAVE)
+        placement_set_speeds(out->next, in->speeds);
     if (err) eplb_outcome_fini(out);
     return err;
 }

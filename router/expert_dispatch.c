@@ -18,8 +18,9 @@ plan_rows(transformer *tf, const expert_fleet *fleet, const micro_batch *mb, uin
     const moe_err err = dispatch_plan_count(mb->plan, ids, mb->count, tf->expert_rows);
     if (err) return err;
     memset(tf->worker_rows, 0, fleet->worker_count * sizeof *tf->worker_rows);
-    const dispatch_split split = replica_choice_run(tf->choice, fleet->placement, layer,
-                                                    tf->expert_rows, NULL, tf->worker_rows);
+    const dispatch_split split =
+        replica_choice_run(tf->choice, fleet->placement, layer, tf->expert_rows,
+                           fleet->placement->speeds, tf->worker_rows);
     return dispatch_plan_build_split(mb->plan, &split, fleet->worker_count, ids, mb->count);
 }
 

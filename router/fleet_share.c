@@ -29,6 +29,7 @@ fleet_version_locked(const membership *m)
     const placement *p = m->home;
     for (uint32_t w = 0; p != NULL && w < p->worker_count; w++) {
         h = hash_combine(h, p->slot_first[w]);
+        h = hash_combine(h, p->speeds[w]);
         for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
             for (uint32_t l = 0; l < p->num_layers; l++)
                 h = hash_combine(h, shared_slot_locked(m, w, l, s));
@@ -46,6 +47,7 @@ fill_placement_locked(const membership *m, fleet_answer *a, errbuf *eb)
     if (a->slots == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     for (uint32_t w = 0; w < p->worker_count; w++) {
         a->slot_counts[w] = p->slot_first[w + 1] - p->slot_first[w];
+        a->speeds[w] = p->speeds[w];
         for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
             for (uint32_t l = 0; l < p->num_layers; l++)
                 a->slots[(size_t)l * p->slot_count + s] = shared_slot_locked(m, w, l, s);
@@ -54,6 +56,8 @@ fill_placement_locked(const membership *m, fleet_answer *a, errbuf *eb)
     a->reply.has_placement = true;
     a->reply.n_slot_counts = p->worker_count;
     a->reply.slot_counts = a->slot_counts;
+    a->reply.n_speeds = p->worker_count;
+    a->reply.speeds = a->speeds;
     a->reply.n_slots = count;
     a->reply.slots = a->slots;
     return MOE_OK;

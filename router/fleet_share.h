@@ -24,7 +24,7 @@ typedef struct fleet_answer {
     Conclave__FleetWorker *pointers[WORKER_MAX];
     Conclave__FleetWorker workers[WORKER_MAX];
     member members[WORKER_MAX]; /* what the texts are borrowed from */
-    uint32_t slot_counts[WORKER_MAX];
+    uint32_t slot_counts[WORKER_MAX], speeds[WORKER_MAX];
     uint32_t *slots; /* owned */
 } fleet_answer;
 

@@ -81,12 +81,20 @@ follower_read_placement(const Conclave__FleetReply *reply, const exchange_limits
             return err_set(eb, MOE_EINVAL, "slot %zu holds expert %u of %u", i, reply->slots[i] - 1,
                            limits->num_experts);
     }
+    if (reply->n_speeds != reply->n_slot_counts)
+        return err_set(eb, MOE_EINVAL, "%zu speeds of %zu workers", reply->n_speeds,
+                       reply->n_slot_counts);
+    for (size_t w = 0; w < reply->n_speeds; w++) {
+        if (reply->speeds[w] == 0 || reply->speeds[w] > PLACEMENT_SPEED_MAX)
+            return err_set(eb, MOE_EINVAL, "worker %zu: a speed of %u", w, reply->speeds[w]);
+    }
     placement *p;
     const moe_err err = placement_create(&p, limits->num_layers, limits->num_experts,
                                          (uint32_t)reply->n_slot_counts, reply->slot_counts, eb);
     if (err) return err;
     for (size_t i = 0; i < reply->n_slots; i++)
         p->slots[i] = reply->slots[i] == 0 ? PLACEMENT_EMPTY : reply->slots[i] - 1;
+    memcpy(p->speeds, reply->speeds, reply->n_speeds * sizeof *p->speeds);
     placement_index(p);
     placement_set_even_shares(p);
     *out = p;

@@ -60,7 +60,9 @@ create_wide(placement **out, const placement *a, const placement *b, errbuf *eb)
         const uint32_t in_b = w < b->worker_count ? b->slot_first[w + 1] - b->slot_first[w] : 0;
         slots[w] = in_a > in_b ? in_a : in_b;
     }
-    return placement_create(out, a->num_layers, a->num_experts, workers, slots, eb);
+    const moe_err err = placement_create(out, a->num_layers, a->num_experts, workers, slots, eb);
+    if (!err) memcpy((*out)->speeds, b->speeds, b->worker_count * sizeof *b->speeds);
+    return err;
 }
 
 moe_err

@@ -34,7 +34,7 @@ placement_create(placement **out, uint32_t num_layers, uint32_t num_experts, uin
 
     const size_t all_slots = (size_t)num_layers * slots;
     const size_t firsts = (size_t)num_layers * (num_experts + 1);
-    placement *p = calloc(1, sizeof *p + (worker_count + 1 + 3 * all_slots + firsts) * 4);
+    placement *p = calloc(1, sizeof *p + (2 * worker_count + 1 + 3 * all_slots + firsts) * 4);
     if (p == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     p->num_layers = num_layers;
     p->num_experts = num_experts;
@@ -45,8 +45,11 @@ placement_create(placement **out, uint32_t num_layers, uint32_t num_experts, uin
     p->shares = (float *)(p->slots + all_slots);
     p->hosts = (uint32_t *)(p->shares + all_slots);
     p->host_first = p->hosts + all_slots;
-    for (uint32_t w = 0; w < worker_count; w++)
+    p->speeds = p->host_first + firsts;
+    for (uint32_t w = 0; w < worker_count; w++) {
         p->slot_first[w + 1] = p->slot_first[w] + slot_counts[w];
+        p->speeds[w] = PLACEMENT_SPEED_ONE;
+    }
     memset(p->slots, 0xff, all_slots * sizeof *p->slots);
     *out = p;
     return MOE_OK;
@@ -62,7 +65,7 @@ moe_err
 placement_clone(placement **out, const placement *p, errbuf *eb)
 {
     *out = NULL;
-    const size_t words = p->worker_count + 1 + 3 * (size_t)p->num_layers * p->slot_count +
+    const size_t words = 2 * p->worker_count + 1 + 3 * (size_t)p->num_layers * p->slot_count +
                          (size_t)p->num_layers * (p->num_experts + 1);
     placement *c = malloc(sizeof *c + words * 4);
     if (c == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
@@ -73,8 +76,20 @@ placement_clone(placement **out, const placement *p, errbuf *eb)
     c->shares = (float *)(c->slots + ((uint32_t *)p->shares - p->slots));
     c->hosts = c->slot_first + (p->hosts - p->slot_first);
     c->host_first = c->slot_first + (p->host_first - p->slot_first);
+    c->speeds = c->slot_first + (p->speeds - p->slot_first);
     *out = c;
     return MOE_OK;
+}
+
+void
+placement_set_speeds(placement *p, const double *speeds)
+{
+    for (uint32_t w = 0; w < p->worker_count; w++) {
+        const double scaled = speeds[w] * PLACEMENT_SPEED_ONE;
+        p->speeds[w] = scaled < 1                     ? 1
+                       : scaled > PLACEMENT_SPEED_MAX ? PLACEMENT_SPEED_MAX
+                                                      : (uint32_t)lround(scaled);
+    }
 }
 
 /* First expert of worker w's run: with equal slots the runs are those of e * W / E. */

@@ -26,6 +26,8 @@
 #define PLACEMENT_WORKER_MAX 4096u
 #define PLACEMENT_SLOT_MAX (1u << 20) /* of one layer */
 #define PLACEMENT_EMPTY UINT32_MAX
+#define PLACEMENT_SPEED_MAX 65535u
+#define PLACEMENT_SPEED_ONE 256u
 
 /* One allocation; made by placement_create(). */
 typedef struct placement {
@@ -33,11 +35,12 @@ typedef struct placement {
     uint32_t *slot_first; /* [W + 1] worker w has slots slot_first[w] .. slot_first[w + 1] - 1 */
     uint32_t *slots;      /* [L][S] expert or PLACEMENT_EMPTY */
     float *shares;        /* [L][S] of its expert's rows; 0 in an empty slot */
+    uint32_t *speeds; /* [W] relative, 1 .. PLACEMENT_SPEED_MAX, for who splits rows of replicas */
     uint32_t *host_first; /* [L][E + 1] expert e's hosts in the layer's part of hosts */
     uint32_t *hosts;      /* [L][S] workers */
 } placement;
 
-/* All slots empty.
+/* All slots empty, all workers equally fast.
  *   slot_counts  [W] slots of each worker in each layer; 0 is allowed
  *   MOE_ERANGE  L, E or W is 0 or above its limit, or too many slots
  *   MOE_ENOMEM  */
@@ -59,6 +62,9 @@ void placement_fill_spare(placement *p);
 /* Rebuild the lists of hosts after slots were changed.  Every expert in the slots must be < E. */
 void placement_index(placement *p);
 void placement_index_layer(placement *p, uint32_t layer);
+
+/* speeds [W]: 1 becomes PLACEMENT_SPEED_ONE. */
+void placement_set_speeds(placement *p, const double *speeds);
 
 /* Give each slot of an expert the same share. */
 void placement_set_even_shares(placement *p);

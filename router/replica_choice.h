@@ -22,7 +22,7 @@
 #include "exchange/dispatch_plan.h"
 #include "router/placement.h"
 
-#define REPLICA_SPEED_MAX 65535u
+#define REPLICA_SPEED_MAX PLACEMENT_SPEED_MAX
 /* run_min of a router: reading an expert's weights once more, on another worker, takes about as
  * long as so many rows. */
 #define REPLICA_ROWS_MIN 8u

@@ -428,6 +428,9 @@ Test(eplb_policy, gives_a_faster_worker_more_rows)
     placement_worker_rows(out.next, 0, w.rows, rows);
     cr_expect_float_eq(rows[0], 3000, 40);
     cr_expect_float_eq(rows[1], 9000, 40);
+    cr_expect(out.next->speeds[0] == PLACEMENT_SPEED_ONE &&
+                  out.next->speeds[1] == 3 * PLACEMENT_SPEED_ONE,
+              "routers split rows by it");
     eplb_outcome_fini(&out);
     placement_free(w.current);
 }

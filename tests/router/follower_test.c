@@ -207,6 +207,7 @@ replicate_all(void)
     cr_assert_eq(placement_create(&p, 2, 4, 2, slots, &eb), MOE_OK);
     for (uint32_t i = 0; i < 16; i++)
         p->slots[i] = i % 4;
+    p->speeds[1] = 2 * PLACEMENT_SPEED_ONE;
     placement_index(p);
     for (uint32_t w = 0; w < WORKERS; w++)
         membership_set_hosted(leader, w, 100 + w, all, 8, true);
@@ -255,6 +256,7 @@ Test(follower, adopts_a_placement_between_its_own_steps_and_router_0_waits_for_t
     membership_leave(m);
     cr_assert(membership_enter(m, &fleet));
     cr_expect_eq(count_hosts(&fleet), 2);
+    cr_expect_eq(fleet.placement->speeds[1], 2 * PLACEMENT_SPEED_ONE);
     cr_expect_eq(fleet.epoch, status_of(leader).epoch);
     cr_expect(!fleet_wait_for_followers(leader, 0), "it has not said so yet");
     follower_update(f, 0);
@@ -384,7 +386,7 @@ Test(follower, a_router_of_another_model_gets_no_fleet)
 
 Test(follower, a_placement_that_is_none_is_refused_with_the_reason)
 {
-    uint32_t counts[] = {2, 3}, slots[10] = {1, 2, 3, 4, 0, 4, 3, 2, 1, 0};
+    uint32_t counts[] = {2, 3}, speeds[] = {256, 512}, slots[10] = {1, 2, 3, 4, 0, 4, 3, 2, 1, 0};
     Conclave__FleetReply reply = CONCLAVE__FLEET_REPLY__INIT;
     placement *p = (placement *)(void *)counts;
     cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_OK);
@@ -397,10 +399,20 @@ Test(follower, a_placement_that_is_none_is_refused_with_the_reason)
     reply.n_slots = 9;
     cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
     reply.n_slots = 10;
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
+    reply.speeds = speeds;
+    reply.n_speeds = 2;
+    speeds[0] = 0;
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
+    speeds[0] = PLACEMENT_SPEED_MAX + 1;
+    cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
+    cr_expect_not_null(strstr(eb.text, "a speed of 65536"), "%s", eb.text);
+    speeds[0] = 256;
     cr_assert_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_OK, "%s", eb.text);
     cr_expect(placement_is_host(p, 0, 3, 1));
     cr_expect(placement_is_host(p, 1, 3, 0));
     cr_expect(!placement_is_host(p, 1, 3, 1));
+    cr_expect_arr_eq(p->speeds, speeds, sizeof speeds);
     placement_free(p);
     slots[4] = 5;
     cr_expect_eq(follower_read_placement(&reply, &fake_limits, &p, &eb), MOE_EINVAL);
