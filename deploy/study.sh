@@ -24,7 +24,8 @@ usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid,
   --quick          six cells, two repeats, short loads
   --point          only 32 / 8192: both modes, EPLB on and off; for models that are slow here
   --repeats N      runs of each cell (3; 2 with --quick, 5 with --point); more may be added later
-  --seconds N      how long a run holds its load after its start (5; 3 with --quick)
+  --seconds N      how long a run's load is held and counted (5; 3 with --quick, 15 with --point)
+  --ramp N         seconds before that which are not counted (2; 1 with --quick, 10 with --point)
   --minutes N      begin nothing more after that time; the same command goes on
   --cells REGEX    only cells whose folder's name matches
   --workers N      expert workers of the grid's cells (4)
@@ -48,7 +49,7 @@ die() {
 # ---------------------------------------------------------------- options
 
 parse() {
-    quick=0 point=0 plan_only=0 repeats="" seconds="" minutes="" model="" out=""
+    quick=0 point=0 plan_only=0 repeats="" seconds="" ramp="" minutes="" model="" out=""
     filter=. workers=4 dtype=bf16 platform=cpu group=conclave fixed_port=""
     while (($#)); do
         case $1 in
@@ -56,11 +57,12 @@ parse() {
         --quick) quick=1 ;;
         --point) point=1 ;;
         --plan) plan_only=1 ;;
-        --repeats | --seconds | --minutes | --model | --out | --cells | --workers | --dtype | --platform | --group | --port)
+        --repeats | --seconds | --ramp | --minutes | --model | --out | --cells | --workers | --dtype | --platform | --group | --port)
             (($# > 1)) || die "$1 needs a value"
             case $1 in
             --repeats) repeats=$2 ;;
             --seconds) seconds=$2 ;;
+            --ramp) ramp=$2 ;;
             --minutes) minutes=$2 ;;
             --model) model=$2 ;;
             --out) out=$2 ;;
@@ -79,7 +81,9 @@ parse() {
     done
     ((!quick || !point)) || die "--quick and --point exclude each other"
     if [[ -z $repeats ]]; then repeats=$((quick ? 2 : point ? 5 : 3)); fi
-    if [[ -z $seconds ]]; then seconds=$((quick ? 3 : 5)); fi
+    if [[ -z $seconds ]]; then seconds=$((quick ? 3 : point ? 15 : 5)); fi
+    if [[ -z $ramp ]]; then ramp=$((quick ? 1 : point ? 10 : 2)); fi
+    [[ $ramp =~ ^[0-9]{1,4}$ ]] || die "--ramp: \"$ramp\" must be a whole number of 0..9999"
     [[ $seconds =~ ^[1-9][0-9]{0,3}$ ]] || die "--seconds: \"$seconds\" must be a whole number of 1..9999"
     [[ -z $minutes || $minutes =~ ^[1-9][0-9]{0,4}$ ]] || die "--minutes: \"$minutes\" must be a whole number of 1..99999"
     [[ $repeats =~ ^[1-9][0-9]?$ ]] || die "--repeats: \"$repeats\" must be a whole number of 1..99"
@@ -99,7 +103,7 @@ parse() {
     if [[ -d $out ]]; then out=$(realpath -e -- "$out"); fi
     # A run: `warmups` requests, then a load that is held for `ramp` and `seconds`, of which the ramp is
     # not counted, then the end of what is under way.  Answers are short, so that a short run has many.
-    ramp=$((quick ? 1 : 2)) warmups=8 answer_max=96 prompts=$((100 * (ramp + seconds)))
+    warmups=8 answer_max=96 prompts=$((100 * (ramp + seconds)))
 }
 
 free_port() {
@@ -116,6 +120,7 @@ free_port() {
 
 # ---------------------------------------------------------------- running
 
+REQUESTS_MIN=8 # of a run: medians of fewer say nothing
 child=""
 
 stop_fleet() { "$ROOT/deploy/conclave" down --run-dir "$run_dir" >/dev/null 2>&1 || true; }
@@ -168,6 +173,15 @@ figures() {
     sed -n 's/.*"output_throughput": *\([0-9.]*\).*"median_tpot_ms": *\([0-9.]*\).*/\1 \2/p' "$1" | head -n 1
 }
 
+# A slow fleet may have ended too few requests, or none, of those that count.
+check_result() {
+    local completed
+    completed=$(sed -n 's/.*"completed": *\([0-9]*\).*/\1/p' "$1" | head -n 1)
+    if ((${completed:-0} >= REQUESTS_MIN)); then return 0; fi
+    echo "only ${completed:-0} requests count, of those sent in the $seconds s after the first $ramp s: it takes a longer --ramp or --seconds"
+    return 1
+}
+
 # run_load ROUND: the load of the cell that was read, on the fleet that runs.
 run_load() {
     local status=0 part=$folder/results_json/.part started=$SECONDS input_len=0
@@ -177,6 +191,7 @@ run_load() {
     RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child bash "$folder/client.sh" "${arguments[@]}" \
         >"$folder/logs/r$1-client.log" 2>&1 || status=$?
     keep_logs "r$1"
+    if ((!status)); then check_result "$part/r$1.json" >>"$folder/logs/r$1-client.log" || status=1; fi
     if ((status)); then
         say "FAILED round $1 of $name: see logs/r$1-client.log"
         failed=$((failed + 1))
@@ -266,12 +281,13 @@ round() {
 
 # A short run with --trace, after the measured ones.
 trace_cell() {
-    local status=0 raw=$run_dir.traces since=${EPOCHREALTIME/[.,]/}
+    local status=0 raw=$run_dir.traces since=${EPOCHREALTIME/[.,]/} held=$((point ? 10 : 2))
+    case $load in balanced | skewed) held=$((held + 4)) ;; esac # long enough to show that EPLB acts
     if [[ -f $folder/traces/summary.json || ! -f $folder/results_json/r1.json ]]; then return 0; fi
     if ! wants_trace || is_over; then return 0; fi
     rm -rf "$raw"
     if start_fleet "$raw"; then
-        RESULT_DIR=$raw/result RESULT=run OUTPUT_LEN=32 WARMUP_S=0 SECONDS_HELD=2 run_child bash "$folder/client.sh" \
+        RESULT_DIR=$raw/result RESULT=run OUTPUT_LEN=32 WARMUP_S=0 SECONDS_HELD=$held run_child bash "$folder/client.sh" \
             "$dataset" 1024 "$port" >"$folder/logs/trace-client.log" 2>&1 || status=$?
         stop_fleet
         # A summary is of one router's steps.
@@ -296,7 +312,8 @@ trace_cell() {
 # A folder of results belongs to one setting.
 check_settings() {
     local now
-    now=$(printf 'model=%s\nquick=%s\npoint=%s\nseconds=%s\ndtype=%s\n' "$model" "$quick" "$point" "$seconds" "$dtype")
+    now=$(printf 'model=%s\nquick=%s\npoint=%s\nseconds=%s\nramp=%s\ndtype=%s\n' \
+        "$model" "$quick" "$point" "$seconds" "$ramp" "$dtype")
     if [[ -f $out/study.conf ]]; then
         [[ $(<"$out/study.conf") == "$now" ]] ||
             die "--out: $out holds a study with other settings ($(tr '\n' ' ' <"$out/study.conf"))"
