@@ -24,8 +24,8 @@ usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid,
   --quick          six cells, two repeats, short loads
   --point          only 32 / 8192: both modes, EPLB on and off; for models that are slow here
   --repeats N      runs of each cell (3; 2 with --quick, 5 with --point); more may be added later
-  --seconds N      how long a run's load is held and counted (5; 3 with --quick, 15 with --point)
-  --ramp N         seconds before that which are not counted (2; 1 with --quick, 10 with --point)
+  --seconds N      how long a run's load is held and counted (5; 3 with --quick, 12 with --point)
+  --ramp N         seconds before that which are not counted (2; 1 with --quick, 8 with --point)
   --minutes N      begin nothing more after that time; the same command goes on
   --cells REGEX    only cells whose folder's name matches
   --workers N      expert workers of the grid's cells (4)
@@ -81,8 +81,8 @@ parse() {
     done
     ((!quick || !point)) || die "--quick and --point exclude each other"
     if [[ -z $repeats ]]; then repeats=$((quick ? 2 : point ? 5 : 3)); fi
-    if [[ -z $seconds ]]; then seconds=$((quick ? 3 : point ? 15 : 5)); fi
-    if [[ -z $ramp ]]; then ramp=$((quick ? 1 : point ? 10 : 2)); fi
+    if [[ -z $seconds ]]; then seconds=$((quick ? 3 : point ? 12 : 5)); fi
+    if [[ -z $ramp ]]; then ramp=$((quick ? 1 : point ? 8 : 2)); fi
     [[ $ramp =~ ^[0-9]{1,4}$ ]] || die "--ramp: \"$ramp\" must be a whole number of 0..9999"
     [[ $seconds =~ ^[1-9][0-9]{0,3}$ ]] || die "--seconds: \"$seconds\" must be a whole number of 1..9999"
     [[ -z $minutes || $minutes =~ ^[1-9][0-9]{0,4}$ ]] || die "--minutes: \"$minutes\" must be a whole number of 1..99999"
@@ -103,7 +103,7 @@ parse() {
     if [[ -d $out ]]; then out=$(realpath -e -- "$out"); fi
     # A run: `warmups` requests, then a load that is held for `ramp` and `seconds`, of which the ramp is
     # not counted, then the end of what is under way.  Answers are short, so that a short run has many.
-    warmups=8 answer_max=96 prompts=$((100 * (ramp + seconds)))
+    warmups=8 prompt_max=$((point ? 256 : 0)) answer_max=$((point ? 48 : 96)) prompts=$((100 * (ramp + seconds)))
 }
 
 free_port() {
@@ -168,15 +168,15 @@ skip_cell() {
     say "skipped $name: $(<"$folder/skipped")"
 }
 
-# Prints output throughput and TPOT of a result.
-figures() {
-    sed -n 's/.*"output_throughput": *\([0-9.]*\).*"median_tpot_ms": *\([0-9.]*\).*/\1 \2/p' "$1" | head -n 1
-}
+# number_of KEY RESULT: the first with this key; series further down have some of the names, too.
+number_of() { grep -o "\"$1\": *[0-9.]*" "$2" | sed -n '1s/.*: *//p'; }
+
+figures() { echo "$(number_of output_throughput "$1") $(number_of median_tpot_ms "$1")"; }
 
 # A slow fleet may have ended too few requests, or none, of those that count.
 check_result() {
     local completed
-    completed=$(sed -n 's/.*"completed": *\([0-9]*\).*/\1/p' "$1" | head -n 1)
+    completed=$(number_of completed "$1")
     if ((${completed:-0} >= REQUESTS_MIN)); then return 0; fi
     echo "only ${completed:-0} requests count, of those sent in the $seconds s after the first $ramp s: it takes a longer --ramp or --seconds"
     return 1

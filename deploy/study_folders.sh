@@ -49,7 +49,7 @@ write_client() {
 #   INPUT_LEN    of random prompts, tokens
 #   NUM_PROMPTS  no more than that; the load is held for a time (WARMUP_S + SECONDS_HELD, in s)
 #   RESULT_DIR, RESULT, SEED, OUTPUT_LEN   of the run; answers have their own length, at most
-#                $answer_max tokens, by default
+#                $answer_max tokens, by default (prompts: at most $prompt_max; 0 = the study's 1024)
 set -euo pipefail
 here=\$(cd "\$(dirname "\${BASH_SOURCE[0]}")" && pwd)
 CONCLAVE_ROOT=\${CONCLAVE_ROOT:-$ROOT}
@@ -63,7 +63,7 @@ random) load=(--dataset-name random --random-input-len "\$INPUT_LEN" --random-ou
 *) echo "client.sh: unknown DATASET \$DATASET" >&2 && exit 2 ;;
 esac
 if [[ \$DATASET != random ]]; then
-    load+=(--sharegpt-output-len "\${OUTPUT_LEN:-0}" --sharegpt-max-output-len $answer_max)
+    load+=(--sharegpt-output-len "\${OUTPUT_LEN:-0}" --sharegpt-max-output-len $answer_max --sharegpt-max-input-len $prompt_max)
 fi
 for ((i = 0; i < 30; i++)); do
     curl --silent --fail --noproxy '*' --output /dev/null "http://127.0.0.1:\$PORT/health" && break
