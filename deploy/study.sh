@@ -22,7 +22,8 @@ usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid,
 
   --plan           print the cells and how long they will take, and end
   --quick          six cells, two repeats, short loads
-  --point          only 32 / 8192: both modes, EPLB on and off; for models that are slow here
+  --point          only 32 / 8192: both modes, EPLB on and off, prompts of 64 to 192 token ids;
+                   for models that are slow here
   --repeats N      runs of each cell (3; 2 with --quick, 5 with --point); more may be added later
   --seconds N      how long a run's load is held and counted (5; 3 with --quick, 12 with --point)
   --ramp N         seconds before that which are not counted (2; 1 with --quick, 8 with --point)
@@ -103,7 +104,7 @@ parse() {
     if [[ -d $out ]]; then out=$(realpath -e -- "$out"); fi
     # A run: `warmups` requests, then a load that is held for `ramp` and `seconds`, of which the ramp is
     # not counted, then the end of what is under way.  Answers are short, so that a short run has many.
-    warmups=8 prompt_max=$((point ? 256 : 0)) answer_max=$((point ? 48 : 96)) prompts=$((100 * (ramp + seconds)))
+    warmups=8 random_output_len=$((point ? 48 : 16)) random_ratio=$((point ? 5 : 0))e-1 prompts=$((100 * (ramp + seconds)))
 }
 
 free_port() {
@@ -184,8 +185,7 @@ check_result() {
 
 # run_load ROUND: the load of the cell that was read, on the fleet that runs.
 run_load() {
-    local status=0 part=$folder/results_json/.part started=$SECONDS input_len=0
-    if [[ $load == prefill ]]; then input_len=1024; fi
+    local status=0 part=$folder/results_json/.part started=$SECONDS
         local arguments=("$dataset" "$input_len" "$port")
     if [[ $load == engine ]]; then arguments=("$model"); fi
     RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child bash "$folder/client.sh" "${arguments[@]}" \
@@ -288,7 +288,7 @@ trace_cell() {
     rm -rf "$raw"
     if start_fleet "$raw"; then
         RESULT_DIR=$raw/result RESULT=run OUTPUT_LEN=32 WARMUP_S=0 SECONDS_HELD=$held run_child bash "$folder/client.sh" \
-            "$dataset" 1024 "$port" >"$folder/logs/trace-client.log" 2>&1 || status=$?
+            "$dataset" "$input_len" "$port" >"$folder/logs/trace-client.log" 2>&1 || status=$?
         stop_fleet
         # A summary is of one router's steps.
         "$BIN/conclave-trace" summary --json "$raw"/router-0.json "$raw"/worker-*.json >"$raw/summary" || status=$?

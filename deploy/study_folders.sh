@@ -39,17 +39,16 @@ TEXT
 }
 
 write_client() {
-    local input_len=0
-    if [[ $load == prefill ]]; then input_len=1024; fi
     write "$folder/client.sh" <<TEXT
 #!/usr/bin/env bash
 # Waits for the server and runs this cell's load.
 # usage: client.sh [DATASET [INPUT_LEN [PORT [NUM_PROMPTS]]]]
 #   DATASET      sharegpt (the study's filter), uniform or khot (domains of domains.json), random
-#   INPUT_LEN    of random prompts, tokens
+#                token ids, repetitive (random, of eight different ids)
+#   INPUT_LEN    of random and repetitive prompts, tokens
 #   NUM_PROMPTS  no more than that; the load is held for a time (WARMUP_S + SECONDS_HELD, in s)
-#   RESULT_DIR, RESULT, SEED, OUTPUT_LEN   of the run; answers have their own length, at most
-#                $answer_max tokens, by default (prompts: at most $prompt_max; 0 = the study's 1024)
+#   RESULT_DIR, RESULT, SEED, OUTPUT_LEN   of the run; by default answers have their own length, at
+#                most 96 tokens, and those to random prompts $random_output_len
 set -euo pipefail
 here=\$(cd "\$(dirname "\${BASH_SOURCE[0]}")" && pwd)
 CONCLAVE_ROOT=\${CONCLAVE_ROOT:-$ROOT}
@@ -59,12 +58,16 @@ data=\$CONCLAVE_ROOT/loadgen/data
 case \$DATASET in
 sharegpt) load=(--dataset-name sharegpt --dataset-path "\$data/study50.json") ;;
 uniform | khot) load=(--dataset-name expert-skew --dataset-path "\$data/domains.json" --skew "\$DATASET") ;;
-random) load=(--dataset-name random --random-input-len "\$INPUT_LEN" --random-output-len 16) ;;
+random | repetitive)
+    load=(--dataset-name random --random-input-len "\$INPUT_LEN" --random-output-len "\${OUTPUT_LEN:-$random_output_len}"
+        --random-range-ratio $random_ratio)
+    if [[ \$DATASET == repetitive ]]; then load+=(--random-vocab 3:11); fi
+    ;;
 *) echo "client.sh: unknown DATASET \$DATASET" >&2 && exit 2 ;;
 esac
-if [[ \$DATASET != random ]]; then
-    load+=(--sharegpt-output-len "\${OUTPUT_LEN:-0}" --sharegpt-max-output-len $answer_max --sharegpt-max-input-len $prompt_max)
-fi
+case \$DATASET in
+sharegpt | uniform | khot) load+=(--sharegpt-output-len "\${OUTPUT_LEN:-0}" --sharegpt-max-output-len 96) ;;
+esac
 for ((i = 0; i < 30; i++)); do
     curl --silent --fail --noproxy '*' --output /dev/null "http://127.0.0.1:\$PORT/health" && break
     sleep 2

@@ -81,8 +81,6 @@ typedef struct dataset_config {
     int64_t output_len; /* custom: max_tokens where the entry has none, > 0.
                          * sharegpt and its kin: instead of the answer's length; 0 = that */
     int64_t output_max; /* sharegpt and its kin: max_tokens is at most that; 0 = no limit */
-    int64_t input_max;  /* sharegpt and its kin: longer prompts are not usable; 0 = no limit of
-                         * its own */
     dataset_count_fn count_tokens; /* sharegpt and its kin */
     void *count_ctx;
 

@@ -38,7 +38,6 @@ read_exchange(const dataset_config *c, const cJSON *turn, int index, exchange *o
     if (!err) err = c->count_tokens(c->count_ctx, out->question, &out->prompt_len, eb);
     if (err || out->prompt_len > PROMPT_TOKENS_MAX) return err;
     if (index == 0 && out->prompt_len < PROMPT_TOKENS_MIN) return MOE_OK;
-    if (c->input_max > 0 && out->prompt_len > c->input_max) return MOE_OK;
     if (c->output_len > 0)
         out->answer_len = c->output_len;
     else

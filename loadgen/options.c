@@ -13,8 +13,7 @@ typedef struct raw {
     const char *dataset_name, *dataset_path, *random_vocab, *percentiles, *goodput, *metadata;
     const char *result_dir, *result_filename, *ramp, *skew, *skew_domains;
     const char *slo, *chaos, *chaos_status, *metrics_url, *times_path;
-    int64_t port, prompts, concurrency, warmups, seed, output_len, sharegpt_len, sharegpt_max,
-        sharegpt_input_max;
+    int64_t port, prompts, concurrency, warmups, seed, output_len, sharegpt_len, sharegpt_max;
     int64_t input_len, random_output_len, prefix_len;
     int64_t repetition_prefix_len, repetition_suffix_len, repetition_prefixes, repetition_output;
     int64_t turn_max, skew_hot, trace_token_max;
@@ -82,8 +81,6 @@ list_specs(raw *r, flag_spec *out)
          NULL, "tokens", "max_tokens of custom prompts that name none"},
         {"sharegpt-output-len", NULL, FLAG_INT, &r->sharegpt_len, "0", 0, DATASET_TOKENS_MAX, NULL,
          "tokens", "max_tokens of sharegpt prompts; 0 = the reference answer's length"},
-        {"sharegpt-max-input-len", NULL, FLAG_INT, &r->sharegpt_input_max, "0", 0,
-         DATASET_TOKENS_MAX, NULL, "tokens", "leave out longer prompts; 0 = only above 1024"},
         {"sharegpt-max-output-len", NULL, FLAG_INT, &r->sharegpt_max, "0", 0, DATASET_TOKENS_MAX,
          NULL, "tokens", "the most of the reference answers' lengths; 0 = no limit"},
         {"prefix-repetition-prefix-len", NULL, FLAG_INT, &r->repetition_prefix_len, "256", 0,
@@ -401,7 +398,6 @@ read_dataset(options *o, const raw *r, errbuf *eb)
         .shuffle = !r->disable_shuffle,
         .output_len = kind == DATASET_CUSTOM ? r->output_len : r->sharegpt_len,
         .output_max = r->sharegpt_max,
-        .input_max = r->sharegpt_input_max,
         .input_len = repetition ? r->repetition_suffix_len : r->input_len,
         .random_output_len = repetition ? r->repetition_output : r->random_output_len,
         .prefix_len = repetition ? r->repetition_prefix_len : r->prefix_len,
