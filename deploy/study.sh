@@ -9,15 +9,25 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BIN=${CONCLAVE_BIN_DIR:-$ROOT/build/bin}
+# shellcheck source=deploy/study_grid.sh
+. "$ROOT/deploy/study_grid.sh"
+# shellcheck source=deploy/study_folders.sh
+. "$ROOT/deploy/study_folders.sh"
 
 usage() {
     cat <<'TEXT'
 usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid, then report
        deploy/study.sh report DIR                                  build report.html again
-       deploy/study.sh list [--quick] --model DIR --out DIR        the cells, one a line
+       deploy/study.sh list [options]                              the cells, one a line
 
+  --plan           print the cells and how long they will take, and end
   --quick          six cells, two repeats, short loads
-  --repeats N      runs of each cell (3; 2 with --quick); more may be added later
+  --point          only 32 / 8192: both modes, EPLB on and off, prompts of 64 to 192 token ids;
+                   for models that are slow here
+  --repeats N      runs of each cell (3; 2 with --quick, 5 with --point); more may be added later
+  --seconds N      how long a run's load is held and counted (5; 3 with --quick, 12 with --point)
+  --ramp N         seconds before that which are not counted (2; 1 with --quick, 8 with --point)
+  --minutes N      begin nothing more after that time; the same command goes on
   --cells REGEX    only cells whose folder's name matches
   --workers N      expert workers of the grid's cells (4)
   --dtype D        f32, bf16, int8 or int4 (bf16)
@@ -25,7 +35,8 @@ usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid,
   --group NAME     their end (conclave)
   --port N         where the fleets listen (a free one)
 
-Exit status: 0 all cells are measured or skipped with a reason, 1 some failed, 2 bad options.
+Exit status: 0 all cells are measured or skipped with a reason, 1 some failed, 2 bad options,
+3 --minutes were over before all was measured.
 TEXT
 }
 
@@ -39,15 +50,21 @@ die() {
 # ---------------------------------------------------------------- options
 
 parse() {
-    quick=0 repeats="" model="" out="" filter=. workers=4 dtype=bf16 platform=cpu group=conclave fixed_port=""
+    quick=0 point=0 plan_only=0 repeats="" seconds="" ramp="" minutes="" model="" out=""
+    filter=. workers=4 dtype=bf16 platform=cpu group=conclave fixed_port=""
     while (($#)); do
         case $1 in
         --help) usage && exit 0 ;;
         --quick) quick=1 ;;
-        --repeats | --model | --out | --cells | --workers | --dtype | --platform | --group | --port)
+        --point) point=1 ;;
+        --plan) plan_only=1 ;;
+        --repeats | --seconds | --ramp | --minutes | --model | --out | --cells | --workers | --dtype | --platform | --group | --port)
             (($# > 1)) || die "$1 needs a value"
             case $1 in
             --repeats) repeats=$2 ;;
+            --seconds) seconds=$2 ;;
+            --ramp) ramp=$2 ;;
+            --minutes) minutes=$2 ;;
             --model) model=$2 ;;
             --out) out=$2 ;;
             --cells) filter=$2 ;;
@@ -63,7 +80,13 @@ parse() {
         esac
         shift
     done
-    if [[ -z $repeats ]]; then repeats=$((quick ? 2 : 3)); fi
+    ((!quick || !point)) || die "--quick and --point exclude each other"
+    if [[ -z $repeats ]]; then repeats=$((quick ? 2 : point ? 5 : 3)); fi
+    if [[ -z $seconds ]]; then seconds=$((quick ? 3 : point ? 12 : 5)); fi
+    if [[ -z $ramp ]]; then ramp=$((quick ? 1 : point ? 8 : 2)); fi
+    [[ $ramp =~ ^[0-9]{1,4}$ ]] || die "--ramp: \"$ramp\" must be a whole number of 0..9999"
+    [[ $seconds =~ ^[1-9][0-9]{0,3}$ ]] || die "--seconds: \"$seconds\" must be a whole number of 1..9999"
+    [[ -z $minutes || $minutes =~ ^[1-9][0-9]{0,4}$ ]] || die "--minutes: \"$minutes\" must be a whole number of 1..99999"
     [[ $repeats =~ ^[1-9][0-9]?$ ]] || die "--repeats: \"$repeats\" must be a whole number of 1..99"
     [[ $workers =~ ^[1-9][0-9]?$ ]] || die "--workers: \"$workers\" must be a whole number of 1..99"
     [[ $dtype =~ ^(f32|bf16|int8|int4)$ ]] || die "--dtype: \"$dtype\" is none of f32, bf16, int8, int4"
@@ -74,15 +97,14 @@ parse() {
     [[ -n $model ]] || die "--model DIR is missing"
     [[ -n $out ]] || die "--out DIR is missing"
     [[ -f $model/config.json ]] || die "--model: $model has no config.json"
-    model=$(realpath -e -- "$model")
-    [[ $model != *[\'\"\$\`\\]* ]] || die "--model: quotes in the path"
     model_name=$(basename "$model")
-    # Quick loads have answers of equal length: no long last one, so that throughput is capacity.
-    if ((quick)); then
-        prompts=96 concurrency=48 output_len=48 warmups=8 trace_prompts=48 trim=0,0
-    else
-        prompts=300 concurrency=80 output_len=0 warmups=16 trace_prompts=64 trim=2,8
-    fi
+    model=$(realpath -e -- "$model")
+    if [[ $model_name == . ]]; then model_name=$(basename "$model"); fi
+    [[ $model != *[\'\"\$\`\\]* ]] || die "--model: quotes in the path"
+    if [[ -d $out ]]; then out=$(realpath -e -- "$out"); fi
+    # A run: `warmups` requests, then a load that is held for `ramp` and `seconds`, of which the ramp is
+    # not counted, then the end of what is under way.  Answers are short, so that a short run has many.
+    warmups=8 random_output_len=$((point ? 48 : 16)) random_ratio=$((point ? 5 : 0))e-1 prompts=$((100 * (ramp + seconds)))
 }
 
 free_port() {
@@ -97,218 +119,9 @@ free_port() {
     die "found no free port"
 }
 
-# ---------------------------------------------------------------- the grid
-
-# A cell is "MODE SEQS TOKENS EPLB LOAD EXTRA": MODE tp4, ep4, ep4r4 (4 routers); EXTRA is "-", or
-# options of deploy/conclave (micro-batches=2).
-#
-# Loads: mixed (the study's requests), balanced and skewed (all domains of domains.json, or one),
-# prefill (prompts of 1024 tokens and short answers, so that BATCH_TOKENS can bind).
-plan() {
-    local mode seqs tokens eplb load n=$workers
-    if ((quick)); then
-        printf '%s\n' "tp$n 32 8192 off mixed -" "ep$n 32 8192 off mixed -" "tp$n 8 8192 off mixed -" \
-            "ep$n 8 8192 off mixed -" "ep$n 32 8192 off balanced -" "ep$n 32 8192 off skewed -"
-        return
-    fi
-    for mode in "tp$n" "ep$n" "ep${n}r4"; do
-        for seqs in 8 16 32 64; do
-            for tokens in 2048 4096 8192 16384; do
-                echo "$mode $seqs $tokens off mixed -"
-            done
-        done
-        for tokens in 2048 4096 8192 16384; do
-            echo "$mode 32 $tokens off prefill -"
-        done
-    done
-    for seqs in 32 64; do
-        for eplb in off on; do
-            for load in balanced skewed; do
-                echo "ep$n $seqs 8192 $eplb $load -"
-            done
-        done
-    done
-    for mode in ep1 ep2 ep8 tp1 tp2 tp8; do
-        echo "$mode 32 8192 off mixed -"
-    done
-    for extra in micro-batches=2 micro-batches=3 micro-batches=4 dtype=f32 dtype=int8 dtype=int4; do
-        echo "ep$n 32 8192 off mixed $extra"
-    done
-}
-
-# Sets the parts of a cell, and `name`, its folder's.
-read_cell() {
-    read -r mode seqs tokens eplb load extra <<<"$1"
-    [[ $mode =~ ^(tp|ep)([0-9]+)(r([0-9]+))?$ ]] || die "no cell: $1"
-    parallelism=${BASH_REMATCH[1]} cell_workers=${BASH_REMATCH[2]} routers=${BASH_REMATCH[4]:-1}
-    cell_dtype=$dtype
-    local suffix=""
-    if [[ $eplb == on ]]; then suffix+=_eplbon; fi
-    if [[ $load != mixed ]]; then suffix+=_$load; fi
-    case $extra in
-    -) ;;
-    micro-batches=*) suffix+=_mb${extra#*=} ;;
-    dtype=*) suffix+=_${extra#*=} cell_dtype=${extra#*=} ;;
-    *) die "no cell: $1" ;;
-    esac
-    name="$model_name-conclave${mode^^}-${platform}[${seqs}_$tokens$suffix]-$group"
-    folder=$out/$name
-    case $load in # as client.sh calls them
-    mixed) dataset=sharegpt ;;
-    balanced) dataset=uniform ;;
-    skewed) dataset=khot ;;
-    prefill) dataset=random ;;
-    *) die "no cell: $1" ;;
-    esac
-}
-
-# The cells that were asked for, in `cells`.
-choose_cells() {
-    local cell
-    cells=()
-    while read -r cell; do
-        read_cell "$cell"
-        [[ $name =~ $filter ]] && cells+=("$cell")
-    done < <(plan)
-    ((${#cells[@]})) || die "--cells: no cell matches $filter"
-}
-
-# Cells with the same key can share a running fleet: only their load differs.
-fleet_key() { printf '%s %s %s %s %s' "$mode" "$seqs" "$tokens" "$eplb" "$extra"; }
-
-# ---------------------------------------------------------------- experiment folders
-
-config_value() { sed -n "s/.*\"$1\": *\\([0-9]*\\).*/\\1/p" "$model/config.json" | head -n 1; }
-
-# write FILE: standard input, whole or not at all.
-write() {
-    cat >"$1.part"
-    mv -f "$1.part" "$1"
-}
-
-server_options() {
-    local options="--parallelism $parallelism --dtype $cell_dtype --no-enable-prefix-caching"
-    # Options that an older deploy/conclave does not know are given only where they are the point.
-    if [[ $routers != 1 ]]; then options+=" --routers $routers"; fi
-    if [[ $eplb == on || $known_options == *" --eplb "* ]]; then options+=" --eplb $eplb"; fi
-    # Runs are short: balancing must look at the load more often than its default of 3000 steps.
-    if [[ $eplb == on ]]; then options+=" --eplb-config '{\"window_size\":200,\"step_interval\":200}'"; fi
-    case $extra in micro-batches=*) options+=" --$extra" ;; esac
-    printf '%s' "$options"
-}
-
-write_server() {
-    write "$folder/server.sh" <<TEXT
-#!/usr/bin/env bash
-# Starts the services of this cell and returns when they serve.
-# usage: server.sh [MODEL [PORT [BATCH_TOKENS [MAX_SEQS [MAX_MODEL_LEN [EP_SIZE]]]]]]
-#   RUN_DIR    the fleet's folder; stop it with: deploy/conclave down --run-dir RUN_DIR
-#   TRACE_DIR  where to write traces; none by default
-set -euo pipefail
-CONCLAVE_ROOT=\${CONCLAVE_ROOT:-$ROOT}
-MODEL=\${1:-$model} PORT=\${2:-8000} BATCH_TOKENS=\${3:-$tokens} MAX_SEQS=\${4:-$seqs}
-MAX_MODEL_LEN=\${5:-$max_model_len} EP_SIZE=\${6:-$cell_workers}
-exec "\$CONCLAVE_ROOT/deploy/conclave" up --run-dir "\${RUN_DIR:-/tmp/conclave-study-\$UID-\$PORT}" \\
-    --model "\$MODEL" --port "\$PORT" --workers "\$EP_SIZE" --max-num-seqs "\$MAX_SEQS" \\
-    --max-num-batched-tokens "\$BATCH_TOKENS" --max-model-len "\$MAX_MODEL_LEN" \\
-    \${TRACE_DIR:+--trace "\$TRACE_DIR"} $(server_options)
-TEXT
-}
-
-write_client() {
-    local input_len=0 count=$prompts
-    if [[ $load == prefill ]]; then input_len=1024 count=$((prompts / 2)); fi
-    write "$folder/client.sh" <<TEXT
-#!/usr/bin/env bash
-# Waits for the server and runs this cell's load.
-# usage: client.sh [DATASET [INPUT_LEN [PORT [NUM_PROMPTS]]]]
-#   DATASET     sharegpt (the study's filter), uniform or khot (domains of domains.json), random
-#   INPUT_LEN   of random prompts, tokens
-#   RESULT_DIR, RESULT, SEED, OUTPUT_LEN   of the run; answers have their own length by default
-set -euo pipefail
-here=\$(cd "\$(dirname "\${BASH_SOURCE[0]}")" && pwd)
-CONCLAVE_ROOT=\${CONCLAVE_ROOT:-$ROOT}
-DATASET=\${1:-$dataset} INPUT_LEN=\${2:-$input_len} PORT=\${3:-8000} NUM_PROMPTS=\${4:-$count}
-OUTPUT_LEN=\${OUTPUT_LEN:-$output_len}
-data=\$CONCLAVE_ROOT/loadgen/data
-case \$DATASET in
-sharegpt) load=(--dataset-name sharegpt --dataset-path "\$data/study50.json") ;;
-uniform | khot) load=(--dataset-name expert-skew --dataset-path "\$data/domains.json" --skew "\$DATASET") ;;
-random) load=(--dataset-name random --random-input-len "\$INPUT_LEN" --random-output-len 16) ;;
-*) echo "client.sh: unknown DATASET \$DATASET" >&2 && exit 2 ;;
-esac
-if [[ \$DATASET != random ]]; then load+=(--sharegpt-output-len "\$OUTPUT_LEN"); fi
-for ((i = 0; i < 30; i++)); do
-    curl --silent --fail --noproxy '*' --output /dev/null "http://127.0.0.1:\$PORT/health" && break
-    sleep 2
-done
-exec "\${CONCLAVE_BIN_DIR:-\$CONCLAVE_ROOT/build/bin}/conclave-loadgen" --port "\$PORT" "\${load[@]}" \\
-    --num-prompts "\$NUM_PROMPTS" --max-concurrency $concurrency --ignore-eos --num-warmups $warmups \\
-    --warmup-seconds \${WARMUP_S:-${trim%,*}} --cooldown-seconds \${COOLDOWN_S:-${trim#*,}} \\
-    --seed "\${SEED:-0}" --no-progress --save-result --result-dir "\${RESULT_DIR:-\$here/results_json}" \\
-    --result-filename "\${RESULT:-\$(date +%Y%m%d-%H%M%S)}.json" \\
-    --metadata "load=$load" "cell=$mode $seqs $tokens $eplb $load $extra" "round=\${ROUND:-0}"
-TEXT
-}
-
-write_readme() {
-    write "$folder/README.md" <<TEXT
-# $name
-
-Model \`$model_name\`, $parallelism over $cell_workers workers and $routers router(s), at most $seqs sequences and
-$tokens tokens in a step, EPLB $eplb, load \`$load\`. \`card.yaml\` has the rest.
-
-\`\`\`sh
-bash server.sh                              # starts the services on port 8000
-bash client.sh                              # runs the load; the result goes to results_json/
-deploy/conclave down --run-dir /tmp/conclave-study-\$UID-8000
-\`\`\`
-
-Both take their settings as arguments, too: see their first lines. CONCLAVE_ROOT names the project's folder.
-
-- The server is warm: $warmups requests go before each run and are not measured. Prefix caching is off: the runs repeat prompts.
-- \`results_json/rN.json\` is round N. The study's rounds visit all cells, forwards and backwards in turn.
-- \`traces/\` is from a run of its own, so that tracing is not within the figures: one file a process, and summary.json
-  (of router 0's steps).
-- \`logs/\` has each round's logs of the services.
-TEXT
-}
-
-# write_card KERNELS: the tier as the router names it, or none before it ran.
-write_card() {
-    local tp=1 ep=1
-    if [[ $parallelism == tp ]]; then tp=$cell_workers; else ep=$cell_workers; fi
-    "$BIN/conclave-study" card "$folder/card.yaml" \
-        "description=$model_name, $parallelism over $cell_workers workers, $seqs sequences, $tokens tokens, EPLB $eplb, load $load" \
-        "workload.model.model_family=$model_name" "workload.model.precision=$cell_dtype" \
-        "workload.data.max-model-len=$max_model_len" "workload.data.max-num-seqs=$seqs" \
-        "workload.data.max-num-batched-tokens=$tokens" "workload.data.dataset=$dataset" \
-        "workload.hardware.xpu_spec.model=$cpu_model" "workload.hardware.xpu_spec.total_count=$(nproc)" \
-        "workload.hardware.xpu_spec.count_per_node=$(nproc)" "workload.hardware.driver_version=$(uname -sr)" \
-        "Model-executor.model_plan_parallelization.dp_shard=$routers" \
-        "Model-executor.model_plan_parallelization.tp=$tp" "Model-executor.model_plan_parallelization.ep=$ep" \
-        "Model-executor.expert_parallel.mode=$parallelism" "Model-executor.expert_parallel.eplb=$eplb" \
-        "Model-executor.expert_parallel.top_k=$top_k" "metric_source.traces=traces/summary.json" \
-        "metric_source.metrics_specific_trace=results_json" "conclave.mode=$mode" "conclave.load=$load" "conclave.options=${extra/#-/none}" \
-        "conclave.build=$build" "conclave.kernel_tier=$1" "conclave.routers=$routers" \
-        "conclave.workers=$cell_workers" "conclave.threads=$(nproc)"
-}
-
-make_folders() {
-    local cell
-    for cell in "${cells[@]}"; do
-        read_cell "$cell"
-        mkdir -p "$folder"/{results_json,logs,traces}
-        rm -rf "$folder/results_json/.part"
-        write_server
-        write_client
-        write_readme
-        if [[ ! -f $folder/card.yaml ]]; then write_card none; fi
-    done
-}
-
 # ---------------------------------------------------------------- running
 
+REQUESTS_MIN=8 # of a run: medians of fewer say nothing
 child=""
 
 stop_fleet() { "$ROOT/deploy/conclave" down --run-dir "$run_dir" >/dev/null 2>&1 || true; }
@@ -356,18 +169,29 @@ skip_cell() {
     say "skipped $name: $(<"$folder/skipped")"
 }
 
-# Prints output throughput and TPOT of a result.
-figures() {
-    sed -n 's/.*"output_throughput": *\([0-9.]*\).*"median_tpot_ms": *\([0-9.]*\).*/\1 \2/p' "$1" | head -n 1
+# number_of KEY RESULT: the first with this key; series further down have some of the names, too.
+number_of() { grep -o "\"$1\": *[0-9.]*" "$2" | sed -n '1s/.*: *//p'; }
+
+figures() { echo "$(number_of output_throughput "$1") $(number_of median_tpot_ms "$1")"; }
+
+# A slow fleet may have ended too few requests, or none, of those that count.
+check_result() {
+    local completed
+    completed=$(number_of completed "$1")
+    if ((${completed:-0} >= REQUESTS_MIN)); then return 0; fi
+    echo "only ${completed:-0} requests count, of those sent in the $seconds s after the first $ramp s: it takes a longer --ramp or --seconds"
+    return 1
 }
 
 # run_load ROUND: the load of the cell that was read, on the fleet that runs.
 run_load() {
-    local status=0 part=$folder/results_json/.part started=$SECONDS input_len=0
-    if [[ $load == prefill ]]; then input_len=1024; fi
-    RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child bash "$folder/client.sh" "$dataset" "$input_len" "$port" \
+    local status=0 part=$folder/results_json/.part started=$SECONDS
+        local arguments=("$dataset" "$input_len" "$port")
+    if [[ $load == engine ]]; then arguments=("$model"); fi
+    RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child bash "$folder/client.sh" "${arguments[@]}" \
         >"$folder/logs/r$1-client.log" 2>&1 || status=$?
     keep_logs "r$1"
+    if ((!status)); then check_result "$part/r$1.json" >>"$folder/logs/r$1-client.log" || status=1; fi
     if ((status)); then
         say "FAILED round $1 of $name: see logs/r$1-client.log"
         failed=$((failed + 1))
@@ -391,9 +215,22 @@ keep_logs() {
     return 0
 }
 
+# Are the --minutes over?  Said once.
+is_over() {
+    if [[ -z $minutes ]] || ((SECONDS < 60 * minutes)); then return 1; fi
+    if ((!over)); then say "$minutes minutes are over; the same command goes on"; fi
+    over=1
+}
+
+# note_time KIND SINCE: what write_plan reckons with; SINCE in us.
+note_time() {
+    local now=${EPOCHREALTIME/[.,]/}
+    printf '%s %d.%03d %s\n' "$1" $(((now - $2) / 1000000)) $(((now - $2) / 1000 % 1000)) "$name" >>"$out/times.log"
+}
+
 # run_fleet ROUND CELLS...: cells that can share a fleet.
 run_fleet() {
-    local round=$1 cell status=0 todo=() running=0
+    local round=$1 cell status=0 todo=() running=0 since
     shift
     for cell in "$@"; do
         read_cell "$cell"
@@ -401,9 +238,11 @@ run_fleet() {
     done
     for cell in "${todo[@]}"; do
         read_cell "$cell"
+        if is_over; then break; fi
+        since=${EPOCHREALTIME/[.,]/}
         if ((!running)); then
             status=0
-            start_fleet || status=$?
+            if [[ $load != engine ]]; then start_fleet || status=$?; fi
         fi
         if ((status == 2)); then
             skip_cell
@@ -414,6 +253,7 @@ run_fleet() {
             running=1
             rm -f "$folder/skipped"
             run_load "$round"
+            note_time run "$since"
         fi
     done
     stop_fleet
@@ -441,12 +281,14 @@ round() {
 
 # A short run with --trace, after the measured ones.
 trace_cell() {
-    local status=0 raw=$run_dir.traces
+    local status=0 raw=$run_dir.traces since=${EPOCHREALTIME/[.,]/} held=$((point ? 10 : 2))
+    case $load in balanced | skewed) held=$((held + 4)) ;; esac # long enough to show that EPLB acts
     if [[ -f $folder/traces/summary.json || ! -f $folder/results_json/r1.json ]]; then return 0; fi
+    if ! wants_trace || is_over; then return 0; fi
     rm -rf "$raw"
     if start_fleet "$raw"; then
-        RESULT_DIR=$raw/result RESULT=run OUTPUT_LEN=32 WARMUP_S=0 COOLDOWN_S=0 run_child bash "$folder/client.sh" \
-            "$dataset" 1024 "$port" "$trace_prompts" >"$folder/logs/trace-client.log" 2>&1 || status=$?
+        RESULT_DIR=$raw/result RESULT=run OUTPUT_LEN=32 WARMUP_S=0 SECONDS_HELD=$held run_child bash "$folder/client.sh" \
+            "$dataset" "$input_len" "$port" >"$folder/logs/trace-client.log" 2>&1 || status=$?
         stop_fleet
         # A summary is of one router's steps.
         "$BIN/conclave-trace" summary --json "$raw"/router-0.json "$raw"/worker-*.json >"$raw/summary" || status=$?
@@ -464,12 +306,14 @@ trace_cell() {
     mv -f "$raw"/*.json.gz "$folder/traces/"
     mv -f "$raw/summary" "$folder/traces/summary.json"
     rm -rf "$raw"
+    note_time trace "$since"
 }
 
 # A folder of results belongs to one setting.
 check_settings() {
     local now
-    now=$(printf 'model=%s\nquick=%s\ndtype=%s\n' "$model" "$quick" "$dtype")
+    now=$(printf 'model=%s\nquick=%s\npoint=%s\nseconds=%s\nramp=%s\ndtype=%s\n' \
+        "$model" "$quick" "$point" "$seconds" "$ramp" "$dtype")
     if [[ -f $out/study.conf ]]; then
         [[ $(<"$out/study.conf") == "$now" ]] ||
             die "--out: $out holds a study with other settings ($(tr '\n' ' ' <"$out/study.conf"))"
@@ -481,6 +325,11 @@ check_settings() {
 command_run() {
     parse "$@"
     local binary cell
+    if ((plan_only)); then
+        choose_cells
+        write_plan
+        return
+    fi
     for binary in conclave-router conclave-worker conclave-frontend conclave-ctl conclave-loadgen \
         conclave-study conclave-trace; do
         [[ -x $BIN/$binary ]] || die "$BIN/$binary is not built; run: cmake --preset release && cmake --build build"
@@ -504,7 +353,7 @@ command_run() {
 
     choose_cells
     make_folders
-    failed=0 done_runs=0 all_runs=$((repeats * ${#cells[@]}))
+    failed=0 over=0 done_runs=0 all_runs=$((repeats * ${#cells[@]}))
     local n started=$SECONDS
     for cell in "${cells[@]}"; do
         read_cell "$cell"
@@ -524,6 +373,7 @@ command_run() {
         say "$failed runs failed"
         exit 1
     fi
+    if ((over)); then exit 3; fi
 }
 
 command_list() {

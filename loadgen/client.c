@@ -238,12 +238,19 @@ start_request(client *c, schedule_item item)
     c->progress.active++;
 }
 
+/* Is the time over for which the load is held? */
+static bool
+is_over(const client *c)
+{
+    return c->config->hold_ns > 0 && clock_now_ns() - c->start_ns >= c->config->hold_ns;
+}
+
 /* Returns whether more requests are due at once. */
 static bool
 start_due(client *c)
 {
     schedule_item next;
-    for (int started = 0; schedule_peek(&c->due, &next); started++) {
+    for (int started = 0; !is_over(c) && schedule_peek(&c->due, &next); started++) {
         if (c->progress.active >= c->transfer_max) return false;
         if (c->start_ns + next.due_ns > clock_now_ns()) return false;
         if (started == START_BATCH) return true;
@@ -316,7 +323,8 @@ static int
 idle_ms(const client *c)
 {
     schedule_item next;
-    if (c->progress.active >= c->transfer_max || !schedule_peek(&c->due, &next)) return TICK_MS;
+    if (c->progress.active >= c->transfer_max || is_over(c) || !schedule_peek(&c->due, &next))
+        return TICK_MS;
     const uint64_t due = c->start_ns + next.due_ns, now = clock_now_ns();
     if (due <= now) return 0;
     const uint64_t wait_ms = (due - now) / NS_PER_MS;
@@ -336,7 +344,8 @@ tick(client *c, bool last)
 static bool
 is_done(const client *c)
 {
-    return c->progress.completed + c->progress.failed == c->count;
+    return c->progress.completed + c->progress.failed == c->count ||
+           (c->progress.active == 0 && is_over(c));
 }
 
 static void
@@ -433,6 +442,7 @@ client_run(const client_config *config, const prompt *prompts, const uint64_t *a
     }
     c.stats.wall_ns = clock_now_ns() - c.start_ns;
     c.stats.cpu_ns = thread_cpu_ns() - cpu_ns;
+    c.stats.sent = c.progress.sent;
     if (config->stats != NULL) *config->stats = c.stats;
     for (size_t i = 0; i < c.transfer_count; i++) {
         transfer_free(c.transfers[i]);

@@ -12,6 +12,9 @@
  * The client watches itself.  Its lag on a request is send_ns - ready_ns: how long after the time
  * at which the request was due and allowed it was really sent.  client_stats tells the rest.
  *
+ * A load that is held for a time (hold_ns) ends with the requests that are then under way; records
+ * of those that were not sent by then stay empty.
+ *
  * Environment proxies are ignored: a measurement must not go through one unnoticed.
  *
  * Threads: client_run() blocks its caller; `stop` may be set from a signal handler.
@@ -40,6 +43,7 @@ typedef struct client_stats {
     uint64_t wall_ns, cpu_ns; /* of the whole run; cpu of the driving thread */
     uint64_t round_max_ns;    /* the longest time between two looks at the network */
     uint64_t rounds;
+    size_t sent; /* requests that were started; the first ones, where hold_ns ended the run */
 } client_stats;
 
 typedef struct client_config {
@@ -51,6 +55,7 @@ typedef struct client_config {
     uint64_t seed;            /* request i samples with seed + i */
     uint32_t concurrency_max; /* requests in flight; 0 = no limit */
     uint32_t timeout_ms;      /* of one request, from its sending; 0 = none */
+    uint64_t hold_ns; /* after it nothing more is sent; 0 = all is sent.  No sessions then */
 
     const volatile sig_atomic_t *stop; /* nonzero: fail what is unfinished and return; or NULL */
     void (*on_progress)(void *ctx, const client_progress *progress); /* several times a second */

@@ -78,8 +78,9 @@ typedef struct dataset_config {
 
     const char *path; /* of the kinds with a file */
     bool shuffle;
-    int64_t output_len;            /* custom: max_tokens where the entry has none, > 0.
-                                    * sharegpt and its kin: instead of the answer's length; 0 = that */
+    int64_t output_len; /* custom: max_tokens where the entry has none, > 0.
+                         * sharegpt and its kin: instead of the answer's length; 0 = that */
+    int64_t output_max; /* sharegpt and its kin: max_tokens is at most that; 0 = no limit */
     dataset_count_fn count_tokens; /* sharegpt and its kin */
     void *count_ctx;
 

@@ -44,6 +44,7 @@ read_exchange(const dataset_config *c, const cJSON *turn, int index, exchange *o
         err = c->count_tokens(c->count_ctx, answer, &out->answer_len, eb);
     out->usable = !err && out->answer_len >= ANSWER_TOKENS_MIN && *out->question != '\0' &&
                   out->prompt_len + out->answer_len <= SUM_TOKENS_MAX;
+    if (c->output_max > 0 && out->answer_len > c->output_max) out->answer_len = c->output_max;
     return err;
 }
 

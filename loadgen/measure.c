@@ -173,8 +173,10 @@ place_window(const measure_config *config, const request_record *records, size_t
     out->first_send_ns = first;
     out->window_start_ns = first + (uint64_t)(config->trim_start_s * (double)NS_PER_S);
     const uint64_t end_ns = (uint64_t)(config->trim_end_s * (double)NS_PER_S);
+    const uint64_t hold_ns = (uint64_t)(config->hold_s * (double)NS_PER_S);
+    if (hold_ns > 0 && first + hold_ns < last) last = first + hold_ns;
     out->window_end_ns = last > end_ns ? last - end_ns : 0;
-    out->trimmed = config->trim_start_s > 0 || config->trim_end_s > 0;
+    out->trimmed = config->trim_start_s > 0 || config->trim_end_s > 0 || config->hold_s > 0;
     for (size_t i = 0; i < count; i++) {
         out->excluded += !measure_is_within(out, &records[i]);
     }

@@ -79,6 +79,8 @@ typedef struct measure_config {
     size_t percentile_count;
     double slo_ms[METRIC_COUNT];     /* limits for goodput (TTFT, TPOT, E2EL); 0 = none */
     double trim_start_s, trim_end_s; /* warm-up and cool-down to leave out */
+    double
+        hold_s; /* the window ends no later than this after the first sending; 0 = no such limit */
 } measure_config;
 
 typedef struct measure {

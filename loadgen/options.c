@@ -13,13 +13,13 @@ typedef struct raw {
     const char *dataset_name, *dataset_path, *random_vocab, *percentiles, *goodput, *metadata;
     const char *result_dir, *result_filename, *ramp, *skew, *skew_domains;
     const char *slo, *chaos, *chaos_status, *metrics_url, *times_path;
-    int64_t port, prompts, concurrency, warmups, seed, output_len, sharegpt_len;
+    int64_t port, prompts, concurrency, warmups, seed, output_len, sharegpt_len, sharegpt_max;
     int64_t input_len, random_output_len, prefix_len;
     int64_t repetition_prefix_len, repetition_suffix_len, repetition_prefixes, repetition_output;
     int64_t turn_max, skew_hot, trace_token_max;
     double rate, burstiness, temperature, timeout_s, range_ratio;
     int64_t repeats, sweep_points, sweep_refine;
-    double trim_start_s, trim_end_s, metrics_interval_s;
+    double trim_start_s, trim_end_s, hold_s, metrics_interval_s;
     double sweep_seconds, sweep_growth, sweep_share, sweep_rate_max;
     double ramp_start, ramp_end, think_s, skew_alpha, trace_speed, trace_unit_s;
     bool ignore_eos, disable_shuffle, save, progress, disable_tqdm, check_determinism;
@@ -81,6 +81,8 @@ list_specs(raw *r, flag_spec *out)
          NULL, "tokens", "max_tokens of custom prompts that name none"},
         {"sharegpt-output-len", NULL, FLAG_INT, &r->sharegpt_len, "0", 0, DATASET_TOKENS_MAX, NULL,
          "tokens", "max_tokens of sharegpt prompts; 0 = the reference answer's length"},
+        {"sharegpt-max-output-len", NULL, FLAG_INT, &r->sharegpt_max, "0", 0, DATASET_TOKENS_MAX,
+         NULL, "tokens", "the most of the reference answers' lengths; 0 = no limit"},
         {"prefix-repetition-prefix-len", NULL, FLAG_INT, &r->repetition_prefix_len, "256", 0,
          DATASET_TOKENS_MAX, NULL, "tokens", "shared part of a prefix_repetition prompt"},
         {"prefix-repetition-suffix-len", NULL, FLAG_INT, &r->repetition_suffix_len, "256", 0,
@@ -127,6 +129,9 @@ list_specs(raw *r, flag_spec *out)
          "leave requests out of the figures that were sent this soon after the first"},
         {"cooldown-seconds", NULL, FLAG_NUMBER, &r->trim_end_s, "0", 0, 1e6, NULL, "s",
          "and those that were sent this shortly before the last one's end"},
+        {"max-seconds", NULL, FLAG_NUMBER, &r->hold_s, "0", 0, 1e6, NULL, "s",
+         "send nothing more after this time, let what is under way end, and count only until then; "
+         "0 = send all"},
         {"repeats", NULL, FLAG_INT, &r->repeats, "1", 1, REPEATS_MAX, NULL, NULL,
          "run this often, with seeds that follow one another, and report the spread"},
         {"check-determinism", NULL, FLAG_BOOL, &r->check_determinism, "false", 0, 0, NULL, NULL,
@@ -352,6 +357,7 @@ copy_values(options *o, const raw *r)
     o->metrics_interval_s = r->metrics_interval_s;
     o->measuring.trim_start_s = r->trim_start_s;
     o->measuring.trim_end_s = r->trim_end_s;
+    o->measuring.hold_s = r->hold_s;
     o->sweeping = (sweep_config){
         .rate_first = isfinite(r->rate) ? r->rate : 0,
         .rate_max = r->sweep_rate_max,
@@ -391,6 +397,7 @@ read_dataset(options *o, const raw *r, errbuf *eb)
         .path = r->dataset_path,
         .shuffle = !r->disable_shuffle,
         .output_len = kind == DATASET_CUSTOM ? r->output_len : r->sharegpt_len,
+        .output_max = r->sharegpt_max,
         .input_len = repetition ? r->repetition_suffix_len : r->input_len,
         .random_output_len = repetition ? r->repetition_output : r->random_output_len,
         .prefix_len = repetition ? r->repetition_prefix_len : r->prefix_len,
@@ -437,6 +444,8 @@ static moe_err
 check_together(const options *o, errbuf *eb)
 {
     const double *slo = o->measuring.slo_ms;
+    if (o->measuring.hold_s > 0 && (o->sweep || o->data.kind == DATASET_MULTI_TURN))
+        return err_set(eb, MOE_EINVAL, "--max-seconds is not for sweep and multi-turn");
     if (!o->sweep) return MOE_OK;
     if (!(slo[METRIC_TTFT] > 0 || slo[METRIC_TPOT] > 0 || slo[METRIC_E2EL] > 0))
         return err_set(eb, MOE_EINVAL, "sweep needs --slo, such as --slo ttft:500,tpot:50");

@@ -8,7 +8,7 @@
 #define TITLE_HEIGHT 44
 #define LEFT 70
 #define RIGHT 170
-#define RIGHT_NARROW 16
+#define RIGHT_NARROW 22
 #define TOP 34
 #define BOTTOM 46
 #define LEGEND_HEIGHT 20

@@ -88,6 +88,7 @@ write_trimmed(json_writer *w, const report_run *run)
     json_open(w, '{');
     json_key_number(w, "warmup_s", run->config->trim_start_s);
     json_key_number(w, "cooldown_s", run->config->trim_end_s);
+    json_key_number(w, "held_s", run->config->hold_s > 0 ? run->config->hold_s : NAN);
     json_key_number(w, "window_start_s", offset_s(run, m->window_start_ns));
     json_key_number(w, "window_end_s", offset_s(run, m->window_end_ns));
     json_key_number(w, "excluded", (double)m->excluded);

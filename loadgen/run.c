@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "common/clock.h"
 #include "loadgen/client.h"
 #include "loadgen/progress.h"
 
@@ -116,6 +117,7 @@ configure_client(const target *t, const run *r)
         .seed = r->plan.seed,
         .concurrency_max = r->plan.concurrency_max,
         .timeout_ms = o->timeout_ms,
+        .hold_ns = (uint64_t)(o->measuring.hold_s * (double)NS_PER_S),
         .stop = t->stop,
     };
 }
@@ -129,7 +131,8 @@ warm_up(const target *t, const run *r, errbuf *eb)
     request_record *records = record_array_create(count);
     uint64_t *at_once = calloc(count, sizeof *at_once);
     moe_err err = records && at_once ? MOE_OK : err_set(eb, MOE_ENOMEM, "warm-up: out of memory");
-    const client_config config = configure_client(t, r);
+    client_config config = configure_client(t, r);
+    config.hold_ns = 0;
     if (!err)
         err = client_run(&config, r->data.prompts + r->plan.count, at_once, count, records, eb);
     for (size_t i = 0; !err && i < count; i++) {
@@ -167,6 +170,7 @@ send_load(const target *t, run *r, errbuf *eb)
     if (!err && r->chaos.count > 0) err = chaos_start(&trouble, &r->chaos, o->chaos_status, eb);
     if (!err)
         err = client_run(&config, r->data.prompts, r->arrivals_ns, r->plan.count, r->records, eb);
+    r->sent = r->client.sent;
     chaos_stop(trouble);
     scrape_stop(metrics, &r->scraped);
     return err;
@@ -176,13 +180,14 @@ send_load(const target *t, run *r, errbuf *eb)
 static moe_err
 compare_answers(const target *t, run *r, errbuf *eb)
 {
-    const size_t count = r->plan.count;
+    const size_t count = r->sent;
     request_record *again = record_array_create(count);
     uint64_t *at_once = calloc(count + 1, sizeof *at_once);
     moe_err err = again && at_once ? MOE_OK : err_set(eb, MOE_ENOMEM, "second run: out of memory");
     client_config config = configure_client(t, r);
     const size_t before = config.concurrency_max ? config.concurrency_max : count;
     config.concurrency_max = (uint32_t)(before / 2 + 1);
+    config.hold_ns = 0;
     if (!err) err = client_run(&config, r->data.prompts, at_once, count, again, eb);
     if (!err) r->same = determinism_compare(r->records, again, count);
     record_array_free(again, count);
@@ -194,12 +199,12 @@ static moe_err
 evaluate(const target *t, run *r, errbuf *eb)
 {
     moe_err err =
-        measure_run(&t->o->measuring, r->data.prompts, r->records, r->plan.count, &r->figures, eb);
-    if (!err) err = series_build(r->records, r->plan.count, &r->over_time, eb);
+        measure_run(&t->o->measuring, r->data.prompts, r->records, r->sent, &r->figures, eb);
+    if (!err) err = series_build(r->records, r->sent, &r->over_time, eb);
     if (err) return err;
     r->histograms = calloc(METRIC_COUNT, sizeof *r->histograms);
     if (r->histograms == NULL) return err_set(eb, MOE_ENOMEM, "histograms: out of memory");
-    measure_fill_histograms(&r->figures, r->records, r->plan.count, r->histograms);
+    measure_fill_histograms(&r->figures, r->records, r->sent, r->histograms);
     return MOE_OK;
 }
 
@@ -268,7 +273,7 @@ run_describe(const target *t, const run *r)
         .figures = &r->figures,
         .prompts = r->data.prompts,
         .records = r->records,
-        .count = r->plan.count,
+        .count = r->sent,
         .histograms = r->histograms,
         .over_time = &r->over_time,
         .client = &r->client,

@@ -39,6 +39,7 @@ typedef struct run {
     dataset data; /* the measured prompts, then those of the warm-up */
     uint64_t *arrivals_ns;
     request_record *records; /* [plan.count] */
+    size_t sent; /* the first so many; less than plan.count where the load was held for a time */
     measure figures;
     histogram *histograms; /* [METRIC_COUNT] */
     series over_time;

@@ -1,4 +1,5 @@
-/* The pictures of a study's report. */
+/* The pictures of a study's cells: a metric against limits and workers, throughput against latency.
+ */
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -6,16 +7,10 @@
 
 #include "loadgen/markup.h"
 #include "loadgen/plot.h"
-#include "loadgen/study_report.h"
+#include "loadgen/study_report_impl.h"
 
 #define POINTS_MAX 16
-#define CHART                                                                                      \
-    (plot_size)                                                                                    \
-    {                                                                                              \
-        .width = 420, .panel_height = 250, .legend_below = true                                    \
-    }
-#define HEAT_CELLS_MAX 4096 /* of one map: larger models show their first layers */
-#define MAPS_MAX 6
+#define SERIES_MAX 32 /* modes; those with one point are not drawn */
 
 static bool
 is_plain(const study_cell *c, const char *load)
@@ -25,16 +20,16 @@ is_plain(const study_cell *c, const char *load)
            strcmp(study_get(c, "conclave.options"), "none") == 0;
 }
 
-static void
-open_figure(const char *anchor, const char *caption, FILE *to)
+void
+study_open_figure(const char *anchor, const char *caption, FILE *to)
 {
     fprintf(to, "<figure id=\"%s\">\n<figcaption>", anchor);
     markup_text(caption, to);
     fputs("</figcaption>\n", to);
 }
 
-static void
-close_figure(FILE *to)
+void
+study_close_figure(FILE *to)
 {
     fputs("</figure>\n", to);
 }
@@ -49,23 +44,27 @@ typedef struct series {
 } series;
 
 typedef struct series_set {
-    series lines[PLOT_LINES_MAX];
+    series lines[SERIES_MAX];
     size_t count;
 } series_set;
 
 static series *
-series_of(series_set *set, const study_cell *c)
+series_named(series_set *set, const char *mode, const char *name)
 {
-    const char *mode = study_get(c, "conclave.mode");
     for (size_t i = 0; i < set->count; i++) {
         if (strcmp(set->lines[i].mode, mode) == 0) return &set->lines[i];
     }
-    if (set->count == PLOT_LINES_MAX) return NULL;
+    if (set->count == SERIES_MAX) return NULL;
     series *line = &set->lines[set->count++];
     *line = (series){.mode = mode};
-    study_describe(c, line->name, sizeof line->name);
-    line->name[strcspn(line->name, ",")] = '\0';
+    snprintf(line->name, sizeof line->name, "%s", name);
     return line;
+}
+
+static series *
+series_of(series_set *set, const study_cell *c)
+{
+    return series_named(set, study_get(c, "conclave.mode"), study_mode_name(c).text);
 }
 
 /* In the order of x. */
@@ -101,10 +100,21 @@ longest(const series_set *set)
     return most;
 }
 
+/* A mode with a single point is no line: it would only crowd the legend. */
+static void
+drop_points(series_set *set)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < set->count; i++) {
+        if (set->lines[i].count > 1) set->lines[kept++] = set->lines[i];
+    }
+    set->count = kept;
+}
+
 static void
 draw_set(const series_set *set, plot_panel panel, bool spread, FILE *to)
 {
-    for (size_t i = 0; i < set->count; i++) {
+    for (size_t i = 0; i < set->count && i < PLOT_LINES_MAX; i++) {
         const series *line = &set->lines[i];
         panel.lines[panel.line_count++] = (plot_line){.name = line->name,
                                                       .x = line->x,
@@ -114,7 +124,7 @@ draw_set(const series_set *set, plot_panel panel, bool spread, FILE *to)
                                                       .count = line->count};
     }
     fputs("<div class=\"chart\">", to);
-    plot_write_sized(NULL, CHART, &panel, 1, to);
+    plot_write_sized(NULL, STUDY_CHART, &panel, 1, to);
     fputs("</div>\n", to);
 }
 
@@ -154,10 +164,11 @@ draw_limit(const study *s, const char *load, bool over_seqs, FILE *to)
             if (!is_plain(c, load) || (over_seqs ? c->tokens : c->seqs) != held) continue;
             add_cell(&set, c, over_seqs ? c->seqs : c->tokens, (study_metric)m);
         }
+        drop_points(&set);
         if (longest(&set) < 2) continue;
         char title[96];
         snprintf(title, sizeof title, "%s (%s)", study_metrics[m].words, study_metrics[m].unit);
-        if (!open) open_figure(over_seqs ? "max-seqs" : "batch-tokens", caption, to);
+        if (!open) study_open_figure(over_seqs ? "max-seqs" : "batch-tokens", caption, to);
         if (!open) fputs("<div class=\"charts\">\n", to);
         open = true;
         draw_set(&set,
@@ -170,7 +181,7 @@ draw_limit(const study *s, const char *load, bool over_seqs, FILE *to)
     }
     if (!open) return;
     fputs("</div>\n", to);
-    close_figure(to);
+    study_close_figure(to);
 }
 
 void
@@ -196,9 +207,11 @@ study_draw_curves(const study *s, FILE *to)
             const double throughput = compare_median(values, study_values(c, STUDY_OUTPUT, values));
             if (isfinite(throughput)) add_cell(&set, c, throughput, latencies[l]);
         }
+        drop_points(&set);
         if (longest(&set) < 2) continue;
         if (!open)
-            open_figure("curves", "Throughput against latency; along a line MAX_SEQS grows", to);
+            study_open_figure("curves", "Throughput against latency; along a line MAX_SEQS grows",
+                              to);
         if (!open) fputs("<div class=\"charts\">\n", to);
         open = true;
         char title[96];
@@ -210,279 +223,47 @@ study_draw_curves(const study *s, FILE *to)
     }
     if (!open) return;
     fputs("</div>\n", to);
-    close_figure(to);
+    study_close_figure(to);
 }
 
-/* ---- heat maps ---- */
-
-static double
-item_number(const cJSON *object, const char *key)
-{
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
-    return cJSON_IsNumber(item) ? item->valuedouble : NAN;
-}
-
-/* A layer's row: each expert's tokens over the mean of its layer. */
-static int
-draw_layer(const cJSON *layer, int l, double left, double size, FILE *to)
-{
-    const int count = cJSON_GetArraySize(layer);
-    double sum = 0;
-    const cJSON *item;
-    cJSON_ArrayForEach(item, layer) sum += cJSON_IsNumber(item) ? item->valuedouble : 0;
-    int e = 0;
-    fprintf(to, "<text x=\"%.1f\" y=\"%.1f\" class=\"end\">%d</text>\n", left - 6,
-            24 + (l + 0.65) * size, l);
-    cJSON_ArrayForEach(item, layer)
-    {
-        const double tokens = cJSON_IsNumber(item) ? item->valuedouble : 0;
-        const double relative = sum > 0 ? tokens * count / sum : 0;
-        fprintf(to,
-                "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" class=\"heat\" "
-                "fill-opacity=\"%.3f\"><title>layer %d, expert %d: %.0f tokens, %.2f of the "
-                "mean</title></rect>\n",
-                left + e * size, 24 + l * size, size - 1, size - 1, fmin(relative / 2.5, 1), l, e,
-                tokens, relative);
-        if (size >= 26)
-            fprintf(to, "<text x=\"%.1f\" y=\"%.1f\" class=\"mid cell\">%.1f</text>\n",
-                    left + (e + 0.5) * size, 24 + (l + 0.65) * size, relative);
-        e++;
-    }
-    return e;
-}
-
-static void
-draw_map(const study_cell *c, const cJSON *layers, FILE *to)
-{
-    char title[256];
-    study_describe(c, title, sizeof title);
-    const int experts = cJSON_GetArraySize(cJSON_GetArrayItem(layers, 0));
-    int shown = cJSON_GetArraySize(layers);
-    if (experts > 0 && shown > HEAT_CELLS_MAX / experts) shown = HEAT_CELLS_MAX / experts;
-    if (experts == 0 || shown == 0) return;
-    const double left = 46, size = fmin(44, 360.0 / experts);
-    const double height = 24 + shown * size + 24;
-    fputs("<div class=\"chart\"><p class=\"sub\">", to);
-    markup_text(title, to);
-    fprintf(to, "</p><svg viewBox=\"0 0 420 %.0f\" width=\"420\" height=\"%.0f\" role=\"img\">\n",
-            height, height);
-    for (int e = 0; e < experts && size >= 18; e++) {
-        fprintf(to, "<text x=\"%.1f\" y=\"17\" class=\"mid\">%d</text>\n", left + (e + 0.5) * size,
-                e);
-    }
-    int l = 0;
-    const cJSON *layer;
-    cJSON_ArrayForEach(layer, layers)
-    {
-        if (l == shown) break;
-        draw_layer(layer, l++, left, size, to);
-    }
-    fprintf(to,
-            "<text x=\"%.1f\" y=\"%.1f\" class=\"mid\">expert</text>"
-            "<text class=\"mid\" transform=\"translate(13 %.1f) "
-            "rotate(-90)\">layer</text></svg></div>\n",
-            left + experts * size / 2, height - 6, 24 + shown * size / 2);
-}
-
-/* One cell for each load, with EPLB's state: what the gate chose depends on the prompts alone. */
-static bool
-is_first_of_load(const study *s, size_t i)
-{
-    for (size_t j = 0; j < i; j++) {
-        if (s->cells[j].trace != NULL && strcmp(study_get(&s->cells[j], "conclave.load"),
-                                                study_get(&s->cells[i], "conclave.load")) == 0)
-            return false;
-    }
-    return true;
-}
-
+/* At the point where several worker counts were measured. */
 void
-study_draw_heat(const study *s, FILE *to)
+study_draw_workers(const study *s, FILE *to)
 {
-    int maps = 0;
-    for (size_t i = 0; i < s->count && maps < MAPS_MAX; i++) {
-        const cJSON *layers = cJSON_GetObjectItemCaseSensitive(s->cells[i].trace, "expert_tokens");
-        if (cJSON_GetArraySize(layers) == 0 || !is_first_of_load(s, i)) continue;
-        if (maps++ == 0) {
-            open_figure("heat",
-                        "Tokens of each expert, over the mean of its layer (traced run; "
-                        "one map a load, since it is the prompts that choose)",
-                        to);
-            fputs("<div class=\"charts\">\n", to);
+    static const study_metric metrics[] = {STUDY_TPOT, STUDY_OUTPUT};
+    const unsigned seqs = usual(s, "mixed", true), tokens = usual(s, "mixed", false);
+    bool open = false;
+    for (size_t k = 0; k < 2; k++) {
+        series_set set = {.count = 0};
+        for (size_t i = 0; i < s->count; i++) {
+            const study_cell *c = &s->cells[i];
+            const bool tp = strcmp(study_get(c, "Model-executor.expert_parallel.mode"), "tp") == 0;
+            double values[STUDY_RUNS_MAX];
+            const size_t n = study_values(c, metrics[k], values);
+            if (!is_plain(c, "mixed") || c->seqs != seqs || c->tokens != tokens || n == 0 ||
+                strcmp(study_get(c, "conclave.routers"), "1") != 0)
+                continue;
+            const double median = compare_median(values, n); /* sorts them */
+            add_point(series_named(&set, tp ? "tp" : "ep", tp ? "TP" : "EP"),
+                      strtod(study_get(c, "conclave.workers"), NULL), median, values[0],
+                      values[n - 1]);
         }
-        draw_map(&s->cells[i], layers, to);
+        if (longest(&set) < 3) continue;
+        char title[96], caption[96];
+        snprintf(title, sizeof title, "%s (%s)", study_metrics[metrics[k]].words,
+                 study_metrics[metrics[k]].unit);
+        snprintf(caption, sizeof caption, "Against the number of workers, at %u / %u, load mixed",
+                 seqs, tokens);
+        if (!open) study_open_figure("workers", caption, to);
+        if (!open) fputs("<div class=\"charts\">\n", to);
+        open = true;
+        draw_set(&set,
+                 (plot_panel){.title = title,
+                              .x_label = "workers",
+                              .y_label = study_metrics[metrics[k]].unit},
+                 true, to);
     }
-    if (maps == 0) return;
+    if (!open) return;
     fputs("</div>\n", to);
-    close_figure(to);
-}
-
-/* ---- balancedness ---- */
-
-void
-study_draw_balance(const study *s, FILE *to)
-{
-    plot_panel panel = {.title = "Balancedness of workers",
-                        .x_label = "time in the traced run (s)",
-                        .y_label = "mean / most rows"};
-    double x[PLOT_LINES_MAX][64], y[PLOT_LINES_MAX][64];
-    char names[PLOT_LINES_MAX][64];
-    for (size_t i = 0; i < s->count && panel.line_count < 3; i++) {
-        const study_cell *c = &s->cells[i];
-        const cJSON *series_items =
-            cJSON_GetObjectItemCaseSensitive(c->trace, "balancedness_series");
-        if (cJSON_GetArraySize(series_items) < 2 ||
-            strcmp(study_get(c, "Model-executor.expert_parallel.mode"), "ep") != 0 ||
-            strcmp(study_get(c, "conclave.options"), "none") != 0 ||
-            strcmp(study_get(c, "conclave.load"), "prefill") == 0)
-            continue;
-        const size_t l = panel.line_count++;
-        size_t n = 0;
-        const cJSON *item;
-        cJSON_ArrayForEach(item, series_items)
-        {
-            if (n == 64) break;
-            x[l][n] = item_number(item, "seconds");
-            y[l][n++] = item_number(item, "balancedness");
-        }
-        snprintf(names[l], sizeof names[l], "%u %s%s", c->seqs, study_get(c, "conclave.load"),
-                 strcmp(study_get(c, "Model-executor.expert_parallel.eplb"), "on") ? "" : " EPLB");
-        panel.lines[l] = (plot_line){.name = names[l], .x = x[l], .y = y[l], .count = n};
-    }
-    if (panel.line_count == 0) return;
-    open_figure("balance",
-                "Balancedness over time, EP: mean rows of a worker / rows of the fullest, summed "
-                "over layers; 1 is even",
-                to);
-    fputs("<div class=\"charts\"><div class=\"chart\">", to);
-    plot_write_sized(NULL, CHART, &panel, 1, to);
-    fputs("</div></div>\n", to);
-    close_figure(to);
-}
-
-/* ---- a step's timeline ---- */
-
-/* Colours of what the spans are, by the first name that matches. */
-static const struct {
-    const char *names, *style, *words;
-} span_styles[] = {
-    {"norm qkv rope_store attention pack project", "t-attention", "attention"},
-    {"gate_up down reduce group", "t-experts", "experts"},
-    {"ffn_norm gate", "t-gate", "gate"},
-    {"dispatch reply", "t-dispatch", "dispatch, reply"},
-    {"wait", "t-wait", "wait"},
-    {"combine", "t-combine", "combine"},
-    {"", "t-other", "other"},
-};
-#define STYLES (sizeof span_styles / sizeof span_styles[0])
-
-static bool
-has_word(const char *words, const char *word)
-{
-    const size_t n = strlen(word);
-    for (const char *at = words; n > 0 && (at = strstr(at, word)) != NULL; at += n) {
-        if ((at == words || at[-1] == ' ') && (at[n] == ' ' || at[n] == '\0')) return true;
-    }
-    return false;
-}
-
-static const char *
-style_of(const char *name, bool worker)
-{
-    if (worker && strcmp(name, "pack") == 0) return "t-experts";
-    for (size_t i = 0; i + 1 < STYLES; i++) {
-        if (has_word(span_styles[i].names, name)) return span_styles[i].style;
-    }
-    return span_styles[STYLES - 1].style;
-}
-
-static void
-draw_span(const cJSON *span, double us_per_pixel, FILE *to)
-{
-    const double process = item_number(span, "process"), start = item_number(span, "start_us");
-    const double length = item_number(span, "duration_us");
-    const cJSON *name = cJSON_GetObjectItemCaseSensitive(span, "name");
-    if (!cJSON_IsString(name) || !(process >= 0 && process < 64) || !isfinite(start + length))
-        return;
-    fprintf(to, "<rect x=\"%.2f\" y=\"%.0f\" width=\"%.2f\" height=\"17\" class=\"%s\"><title>",
-            64 + start / us_per_pixel, 6 + 22 * process, fmax(length / us_per_pixel, 0.3),
-            style_of(name->valuestring, process > 0));
-    markup_text(name->valuestring, to);
-    fprintf(to, ", layer %.0f: %.1f us</title></rect>\n", item_number(span, "layer"), length);
-}
-
-static void
-draw_timeline(const study_cell *c, const cJSON *spans, FILE *to)
-{
-    double end = 0, processes = 1;
-    const cJSON *span;
-    cJSON_ArrayForEach(span, spans)
-    {
-        const double at = item_number(span, "start_us") + item_number(span, "duration_us");
-        if (isfinite(at)) end = fmax(end, at);
-        processes = fmax(processes, fmin(item_number(span, "process"), 63) + 1);
-    }
-    if (!(end > 0)) return;
-    char title[256];
-    study_describe(c, title, sizeof title);
-    const double width = 900, height = 6 + 22 * processes + 24, scale = end / (width - 74);
-    fputs("<p class=\"sub\">", to);
-    markup_text(title, to);
-    fprintf(to,
-            ": step %.0f, %.2f ms</p>\n<div class=\"wide\"><svg viewBox=\"0 0 %.0f %.0f\" "
-            "width=\"%.0f\" height=\"%.0f\" role=\"img\">\n",
-            item_number(c->trace, "timeline_step"), end / 1e3, width, height, width, height);
-    for (int p = 0; p < (int)processes; p++) {
-        char name[24];
-        snprintf(name, sizeof name, p ? "worker %d" : "router", p - 1);
-        fprintf(to, "<text x=\"58\" y=\"%d\" class=\"end\">%s</text>\n", 19 + 22 * p, name);
-    }
-    cJSON_ArrayForEach(span, spans) draw_span(span, scale, to);
-    for (int tick = 0; tick <= 4; tick++) {
-        const double us = end * tick / 4;
-        fprintf(to, "<text x=\"%.1f\" y=\"%.0f\" class=\"mid\">%.2f ms</text>\n",
-                fmin(64 + us / scale, width - 26), height - 6, us / 1e3);
-    }
-    fputs("</svg></div>\n", to);
-}
-
-static void
-draw_span_legend(FILE *to)
-{
-    fputs("<p class=\"legend\">", to);
-    for (size_t i = 0; i < STYLES; i++) {
-        fprintf(to,
-                "<span><svg width=\"12\" height=\"12\"><rect width=\"12\" height=\"12\" "
-                "class=\"%s\"/></svg> %s</span> ",
-                span_styles[i].style, span_styles[i].words);
-    }
-    fputs("</p>\n", to);
-}
-
-/* One of each mode. */
-static bool
-is_first_of_mode(const study *s, size_t i)
-{
-    for (size_t j = 0; j < i; j++) {
-        if (s->cells[j].trace != NULL && strcmp(study_get(&s->cells[j], "conclave.mode"),
-                                                study_get(&s->cells[i], "conclave.mode")) == 0)
-            return false;
-    }
-    return true;
-}
-
-void
-study_draw_timelines(const study *s, FILE *to)
-{
-    int drawn = 0;
-    for (size_t i = 0; i < s->count && drawn < 3; i++) {
-        const cJSON *spans = cJSON_GetObjectItemCaseSensitive(s->cells[i].trace, "timeline");
-        if (cJSON_GetArraySize(spans) == 0 || !is_first_of_mode(s, i)) continue;
-        if (drawn++ == 0) {
-            open_figure("timeline", "A step of median length, process by process", to);
-            draw_span_legend(to);
-        }
-        draw_timeline(&s->cells[i], spans, to);
-    }
-    if (drawn) close_figure(to);
+    study_close_figure(to);
 }

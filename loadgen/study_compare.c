@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "loadgen/measure.h"
+#include "loadgen/repeats.h"
 #include "loadgen/rng.h"
 
 #define VALUES_MAX 200
@@ -115,7 +116,8 @@ deal_some(tally *t)
 comparison
 compare_values(const double *a, size_t n, const double *b, size_t m)
 {
-    comparison c = {.median_a = NAN, .median_b = NAN, .ratio = NAN, .p = NAN, .p_min = 1};
+    comparison c = {.median_a = NAN, .median_b = NAN, .ratio = NAN, .p_min = 1};
+    c.effect = c.low = c.high = c.p = c.q = NAN;
     assert(n + m <= VALUES_MAX);
     if (n > 0) c.median_a = median_of(a, n);
     if (m > 0) c.median_b = median_of(b, m);
@@ -140,9 +142,85 @@ compare_values(const double *a, size_t n, const double *b, size_t m)
     else
         deal_some(&t);
     c.p = every ? t.extreme / t.deals : (t.extreme + 1) / (t.deals + 1);
-    if (c.p_min > COMPARE_LEVEL)
-        c.verdict = COMPARE_TOO_FEW;
-    else
-        c.verdict = c.p <= COMPARE_LEVEL ? COMPARE_DIFFERENT : COMPARE_NOISE;
     return c;
+}
+
+/* ---- rounds ---- */
+
+static double
+sum_of(const double *values, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        sum += values[i];
+    }
+    return sum;
+}
+
+/* Share of swaps after which the sum is at least as far from 0. */
+static double
+p_of_signs(const double *logs, size_t n)
+{
+    const double seen = fabs(sum_of(logs, n)) * (1 - 1e-12);
+    const bool every = n < 31 && (1u << n) <= COMPARE_DEALS_MAX;
+    const unsigned swaps = every ? 1u << n : COMPARE_DEALS_MAX;
+    unsigned extreme = 0;
+    rng r;
+    rng_init(&r, 1, RNG_DEALS);
+    for (unsigned s = 0; s < swaps; s++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) {
+            const bool swap = every ? (s >> i) & 1u : rng_below(&r, 2) == 1;
+            sum += swap ? -logs[i] : logs[i];
+        }
+        extreme += fabs(sum) >= seen;
+    }
+    return every ? (double)extreme / swaps : (extreme + 1.0) / (swaps + 1.0);
+}
+
+void
+compare_by_round(comparison *c, const double *logs, size_t n)
+{
+    assert(n <= VALUES_MAX);
+    const repeats_stat stat = repeats_summarize(logs, n);
+    c->rounds = n;
+    c->effect = exp(stat.mean);
+    c->low = exp(stat.mean - stat.ci95);
+    c->high = exp(stat.mean + stat.ci95);
+    c->by_round = n >= COMPARE_ROUNDS_MIN;
+    if (!c->by_round) return;
+    c->p = p_of_signs(logs, n);
+    c->p_min = 2 / pow(2, (double)n);
+}
+
+/* ---- many ---- */
+
+static int
+by_p(const void *a, const void *b)
+{
+    const double x = (*(comparison *const *)a)->p, y = (*(comparison *const *)b)->p;
+    return (x > y) - (x < y);
+}
+
+moe_err
+compare_judge(comparison **all, size_t n)
+{
+    comparison **tested = malloc((n + 1) * sizeof(*tested));
+    if (tested == NULL) return MOE_ENOMEM;
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        all[i]->q = NAN;
+        all[i]->verdict = COMPARE_TOO_FEW;
+        if (isfinite(all[i]->p) && all[i]->p_min <= COMPARE_LEVEL) tested[count++] = all[i];
+    }
+    qsort(tested, count, sizeof(*tested), by_p);
+    double least = 1; /* of the later ones: q never falls as p rises */
+    for (size_t rank = count; rank > 0; rank--) {
+        comparison *c = tested[rank - 1];
+        least = fmin(least, c->p * (double)count / (double)rank);
+        c->q = least;
+        c->verdict = least <= COMPARE_LEVEL ? COMPARE_DIFFERENT : COMPARE_NOISE;
+    }
+    free(tested);
+    return MOE_OK;
 }

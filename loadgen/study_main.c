@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "loadgen/json_writer.h"
+#include "loadgen/study_engine.h"
 #include "loadgen/study_report.h"
 
 static const char usage[] =
@@ -12,6 +13,8 @@ static const char usage[] =
     "       conclave-study extract FOLDER METRIC       the median of one metric over the runs\n"
     "       conclave-study card FILE KEY=VALUE...      write a workload card (YAML), checked\n"
     "       conclave-study check FILE...               are these cards right?\n"
+    "       conclave-study engine-result FILE          a result from the JSON lines of "
+    "conclave-bench engine\n"
     "       conclave-study version\n"
     "\n"
     "METRIC: median_ttft_ms, median_tpot_ms, output_throughput or request_throughput.\n"
@@ -61,6 +64,21 @@ write_card(const void *ctx, FILE *to, errbuf *eb)
     return card_write(ctx, to, eb);
 }
 
+/* json_save() for a whole path. */
+static moe_err
+save(const char *path, moe_err (*write)(const void *ctx, FILE *to, errbuf *eb), const void *ctx,
+     errbuf *eb)
+{
+    char saved[4096];
+    const char *slash = strrchr(path, '/');
+    char *dir = slash ? strndup(path, (size_t)(slash - path) + (slash == path)) : strdup(".");
+    if (dir == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    const moe_err err =
+        json_save(dir, slash ? slash + 1 : path, write, ctx, saved, sizeof saved, eb);
+    free(dir);
+    return err;
+}
+
 /* Written, then read again: what a reader would refuse must not be left behind unnoticed. */
 static moe_err
 make_card(const char *path, char **pairs, int count, errbuf *eb)
@@ -79,17 +97,7 @@ make_card(const char *path, char **pairs, int count, errbuf *eb)
         err = card_set(card, pairs[i], equals + 1, eb);
     }
     if (!err) err = card_check(card, eb);
-    char saved[4096];
-    const char *slash = strrchr(path, '/');
-    if (!err) {
-        char *dir = slash ? strndup(path, (size_t)(slash - path) + (slash == path)) : strdup(".");
-        if (dir == NULL)
-            err = err_set(eb, MOE_ENOMEM, "out of memory");
-        else
-            err =
-                json_save(dir, slash ? slash + 1 : path, write_card, card, saved, sizeof saved, eb);
-        free(dir);
-    }
+    if (!err) err = save(path, write_card, card, eb);
     if (!err) err = card_read(path, card + 1, eb);
     if (!err && memcmp(card, card + 1, sizeof *card) != 0) {
         for (int i = 0; i < CARD_FIELDS; i++) {
@@ -99,6 +107,32 @@ make_card(const char *path, char **pairs, int count, errbuf *eb)
         }
     }
     free(card);
+    return err;
+}
+
+static moe_err
+write_engine(const void *ctx, FILE *to, errbuf *eb)
+{
+    return study_engine_write(ctx, to, eb);
+}
+
+/* Of standard input. */
+static moe_err
+make_engine_result(const char *path, errbuf *eb)
+{
+    study_engine_result result;
+    char *lines = malloc(STUDY_ENGINE_BYTES_MAX + 1);
+    if (lines == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    const size_t len = fread(lines, 1, STUDY_ENGINE_BYTES_MAX + 1, stdin);
+    moe_err err = MOE_OK;
+    if (len > STUDY_ENGINE_BYTES_MAX)
+        err = err_set(eb, MOE_ERANGE, "standard input: more than %u bytes", STUDY_ENGINE_BYTES_MAX);
+    if (!err) {
+        err = study_engine_parse(lines, len, &result, eb);
+        if (err) err_wrap(eb, err, "standard input");
+    }
+    if (!err) err = save(path, write_engine, &result, eb);
+    free(lines);
     return err;
 }
 
@@ -131,6 +165,8 @@ main(int argc, char **argv)
         err = extract(argv[2], argv[3], &eb);
     else if (strcmp(command, "card") == 0 && argc > 3)
         err = make_card(argv[2], argv + 3, argc - 3, &eb);
+    else if (strcmp(command, "engine-result") == 0 && argc == 3)
+        err = make_engine_result(argv[2], &eb);
     else if (strcmp(command, "check") == 0 && argc > 2)
         err = check_cards(argv + 2, argc - 2, &eb);
     else {

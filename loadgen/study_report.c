@@ -1,4 +1,4 @@
-#include "loadgen/study_report.h"
+#include "loadgen/study_report_impl.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -31,90 +31,18 @@ static const char style[] =
     ".legend span{white-space:nowrap;margin-right:.9em;font-size:.875rem}"
     ".legend svg{background:none;vertical-align:-1px}\n"
     "nav{display:flex;flex-wrap:wrap;gap:.2em 1em}details{margin:.6em 0}summary{cursor:pointer}\n"
+    ".effects text{fill:var(--fg);font:12px system-ui,sans-serif}.effects .head{font-weight:600;"
+    "font-size:13px}.effects .mid{text-anchor:middle;fill:var(--soft)}.effects "
+    ".end{text-anchor:end}"
+    ".effects path{fill:none;stroke-width:2}.effects .grid{stroke:var(--line);stroke-width:1}"
+    ".effects .one{stroke:var(--soft);stroke-width:1}\n"
+    ".e-differs path,.e-differs circle{stroke:var(--link)}.e-differs circle{fill:var(--link)}"
+    ".e-noise path,.e-noise circle{stroke:var(--soft)}.e-noise circle{fill:var(--soft)}"
+    ".e-few path,.e-few circle{stroke:var(--soft)}.e-few circle{fill:var(--bg)}"
+    "span.e-differs{color:var(--link)}\n"
     ".heat{fill:#d55e00;stroke:var(--line);stroke-width:.5}.cell{font-size:11px}\n"
     ".t-attention{fill:#0072b2}.t-gate{fill:#cc79a7}.t-dispatch{fill:#e69f00}"
     ".t-wait{fill:#b9c0c8}.t-combine{fill:#56b4e9}.t-experts{fill:#009e73}.t-other{fill:#7d6b5d}\n";
-
-static const char *const axis_words[STUDY_AXES] = {
-    "Mode", "EPLB: off against on",
-    "Load: balanced against skewed (other prompts: see tokens in and out)",
-    "MAX_SEQS: smallest against largest", "BATCH_TOKENS: smallest against largest"};
-
-/* ---- numbers ---- */
-
-static void
-put_number(double v, FILE *to)
-{
-    if (!isfinite(v))
-        fputs("&ndash;", to);
-    else if (fabs(v) >= 1000)
-        fprintf(to, "%.0f", v);
-    else
-        fprintf(to, "%.3g", v);
-}
-
-/* The median, linked to the JSON of the run nearest to it, and the range of all runs. */
-static void
-put_metric(const study_cell *c, study_metric metric, FILE *to)
-{
-    double values[STUDY_RUNS_MAX];
-    const size_t n = study_values(c, metric, values);
-    if (n == 0) {
-        fputs("<td>&ndash;</td>", to);
-        return;
-    }
-    const double median = compare_median(values, n);
-    const study_run *nearest = &c->runs[0];
-    for (size_t i = 0; i < c->run_count; i++) {
-        if (fabs(c->runs[i].values[metric] - median) < fabs(nearest->values[metric] - median))
-            nearest = &c->runs[i];
-    }
-    fputs("<td><a href=\"", to);
-    markup_address(c->folder, to);
-    fprintf(to, "/results_json/r%u.json\">", nearest->round);
-    put_number(median, to);
-    fputs("</a> <span class=\"soft\">", to);
-    put_number(values[0], to);
-    fputs("&ndash;", to);
-    put_number(values[n - 1], to);
-    fputs("</span></td>", to);
-}
-
-static void
-put_runs(const study_cell *c, FILE *to)
-{
-    fputs("<td class=\"l\">", to);
-    for (size_t i = 0; i < c->run_count; i++) {
-        fputs(i ? " <a href=\"" : "<a href=\"", to);
-        markup_address(c->folder, to);
-        fprintf(to, "/results_json/r%u.json\">%u</a>", c->runs[i].round, c->runs[i].round);
-    }
-    fputs("</td>", to);
-}
-
-static void
-put_share(double share, FILE *to)
-{
-    if (isfinite(share))
-        fprintf(to, "<td>%.0f %%</td>", 100 * share);
-    else
-        fputs("<td>&ndash;</td>", to);
-}
-
-/* ---- parts of the page ---- */
-
-/* The cell's name, as an address of a file in its folder. */
-static void
-put_cell_name(const study_cell *c, const char *file, FILE *to)
-{
-    char name[256];
-    study_describe(c, name, sizeof name);
-    fputs("<td class=\"l\"><a href=\"", to);
-    markup_address(c->folder, to);
-    fprintf(to, "/%s\">", file);
-    markup_text(name, to);
-    fputs("</a></td>", to);
-}
 
 static size_t
 total_runs(const study *s)
@@ -169,278 +97,6 @@ put_head(const study *s, FILE *to)
 }
 
 static void
-put_sentence(const study_pair *pair, int m, FILE *to)
-{
-    char a[256], b[256];
-    const comparison *c = &pair->of[m];
-    study_describe(pair->a, a, sizeof a);
-    study_describe(pair->b, b, sizeof b);
-    fprintf(to, "<li>%s: <strong>", study_metrics[m].words);
-    markup_text(b, to);
-    fputs("</strong> ", to);
-    put_number(c->median_b, to);
-    fprintf(to, " %s, ", study_metrics[m].unit);
-    markup_text(a, to);
-    fputs(" ", to);
-    put_number(c->median_a, to);
-    fprintf(to, " %s: %.2f times (p = %.2g), %s.</li>\n", study_metrics[m].unit, c->ratio, c->p,
-            (c->ratio < 1) == study_metrics[m].lower_is_better ? "better" : "worse");
-}
-
-static void
-put_found(const study_pair *pairs, size_t count, FILE *to)
-{
-    size_t by[3] = {0};
-    for (size_t i = 0; i < count * STUDY_METRICS; i++) {
-        const comparison *c = &pairs[i / STUDY_METRICS].of[i % STUDY_METRICS];
-        if (isfinite(c->p)) by[c->verdict]++;
-    }
-    const size_t tested = by[COMPARE_NOISE] + by[COMPARE_DIFFERENT];
-    fputs("<h2 id=\"found\">What differs beyond noise</h2>\n", to);
-    if (count == 0) {
-        fputs("<p>No two measured cells differ in one thing only.</p>\n", to);
-        return;
-    }
-    if (by[COMPARE_TOO_FEW] > 0)
-        fprintf(to,
-                "<p><strong>%zu comparisons have too few runs to tell</strong>, whatever their "
-                "figures: two or three runs of each cell can't give a p below %.2g. Run with "
-                "<code>--repeats 5</code>. The table below shows what was measured.</p>\n",
-                by[COMPARE_TOO_FEW], COMPARE_LEVEL);
-    if (tested > 0)
-        fprintf(to,
-                "<p>Of %zu comparisons that could be tested, <strong>%zu differ</strong> (p &le; "
-                "%.2g) and <strong>%zu show no difference beyond noise</strong>. By chance alone "
-                "about %.0f of so many would be called different.</p>\n",
-                tested, by[COMPARE_DIFFERENT], COMPARE_LEVEL, by[COMPARE_NOISE],
-                COMPARE_LEVEL * (double)tested);
-    fputs("<ul>\n", to);
-    for (size_t i = 0; i < count; i++) {
-        if (pairs[i].axis > STUDY_BY_EPLB) continue;
-        for (int m = 0; m < STUDY_METRICS; m++) {
-            if (pairs[i].of[m].verdict == COMPARE_DIFFERENT) put_sentence(&pairs[i], m, to);
-        }
-    }
-    fputs("</ul>\n", to);
-}
-
-static void
-put_comparison(const comparison *c, FILE *to)
-{
-    static const struct {
-        const char *style, *words;
-    } verdicts[] = {[COMPARE_TOO_FEW] = {"no", "too few runs"},
-                    [COMPARE_NOISE] = {"no", "no difference beyond noise"},
-                    [COMPARE_DIFFERENT] = {"different", "differs"}};
-    if (!isfinite(c->p)) {
-        fputs("<td>&ndash;</td><td>&ndash;</td>", to);
-        return;
-    }
-    fprintf(to, "<td>%.3f</td><td class=\"l %s\">%s <span class=\"soft\">p %.2g</span></td>",
-            c->ratio, verdicts[c->verdict].style, verdicts[c->verdict].words, c->p);
-}
-
-static void
-put_pairs(const study_pair *pairs, size_t count, FILE *to)
-{
-    if (count == 0) return;
-    fputs("<details open><summary>All comparisons: the second over the first (ratio of medians), "
-          "and whether that is beyond noise</summary>\n<div class=\"tables\"><table>\n<tr><th>first"
-          "</th><th class=\"l\">second</th>",
-          to);
-    for (int m = 0; m < STUDY_METRICS; m++) {
-        fprintf(to, "<th colspan=\"2\" class=\"l\">%s</th>", study_metrics[m].words);
-    }
-    fputs("</tr>\n", to);
-    for (size_t i = 0; i < count; i++) {
-        if (i == 0 || pairs[i].axis != pairs[i - 1].axis)
-            fprintf(to, "<tr><th colspan=\"10\">%s</th></tr>\n", axis_words[pairs[i].axis]);
-        fputs("<tr>", to);
-        put_cell_name(pairs[i].a, "card.yaml", to);
-        put_cell_name(pairs[i].b, "card.yaml", to);
-        for (int m = 0; m < STUDY_METRICS; m++) {
-            put_comparison(&pairs[i].of[m], to);
-        }
-        fputs("</tr>\n", to);
-    }
-    fputs("</table></div></details>\n", to);
-}
-
-/* The mean over the runs of the double at this place of a run. */
-static double
-mean_of(const study_cell *c, size_t offset)
-{
-    double sum = 0;
-    for (size_t i = 0; i < c->run_count; i++) {
-        sum += *(const double *)(const void *)((const char *)&c->runs[i] + offset);
-    }
-    return sum / (double)c->run_count;
-}
-
-/* Which of the two limits kept anything waiting. */
-static void
-put_binding(const study_cell *c, FILE *to)
-{
-    const double seqs = study_bound_share(c, study_bound_seqs);
-    const double tokens = study_bound_share(c, study_bound_tokens);
-    put_share(seqs, to);
-    put_share(tokens, to);
-    const bool by_seqs = seqs >= 0.05, by_tokens = tokens >= 0.05;
-    fprintf(to, "<td class=\"l\">%s</td>",
-            !isfinite(seqs)        ? "not known"
-            : by_seqs && by_tokens ? "both"
-            : by_seqs              ? "MAX_SEQS"
-            : by_tokens            ? "BATCH_TOKENS"
-                                   : "<span class=\"no\">neither</span>");
-}
-
-static void
-put_cells(const study *s, FILE *to)
-{
-    fputs("<h2 id=\"cells\">All cells</h2>\n<p>Median of the runs, with their range; each median "
-          "links to the result of the run nearest to it, each name to the cell's card, each run to "
-          "its result. A limit "
-          "<em>binds</em> where the scheduler's counters say that it kept something waiting in at "
-          "least 5 % of the steps; where it does not, changing it can't have an effect.</p>\n"
-          "<div class=\"tables\"><table>\n<tr><th>cell</th><th>runs</th>",
-          to);
-    for (int m = 0; m < STUDY_METRICS; m++) {
-        fprintf(to, "<th>%s (%s)</th>", study_metrics[m].words, study_metrics[m].unit);
-    }
-    fputs("<th>tokens in, out</th><th>limited by seqs</th><th>by tokens</th><th "
-          "class=\"l\">binds</th></tr>\n",
-          to);
-    for (size_t i = 0; i < s->count; i++) {
-        const study_cell *c = &s->cells[i];
-        if (c->run_count == 0) continue;
-        fputs("<tr>", to);
-        put_cell_name(c, "card.yaml", to);
-        put_runs(c, to);
-        for (int m = 0; m < STUDY_METRICS; m++) {
-            put_metric(c, (study_metric)m, to);
-        }
-        fputs("<td>", to);
-        put_number(mean_of(c, offsetof(study_run, tokens_in)), to);
-        fputs(", ", to);
-        put_number(mean_of(c, offsetof(study_run, tokens_out)), to);
-        fputs("</td>", to);
-        put_binding(c, to);
-        fputs("</tr>\n", to);
-    }
-    fputs("</table></div>\n", to);
-}
-
-/* Did balancing act?  Of the cells that are there to show it. */
-static void
-put_eplb(const study *s, FILE *to)
-{
-    bool open = false;
-    for (size_t i = 0; i < s->count; i++) {
-        const study_cell *c = &s->cells[i];
-        const bool on = strcmp(study_get(c, "Model-executor.expert_parallel.eplb"), "on") == 0;
-        const char *load = study_get(c, "conclave.load");
-        if (c->run_count == 0 ||
-            (!on && strcmp(load, "balanced") != 0 && strcmp(load, "skewed") != 0))
-            continue;
-        if (!open)
-            fputs("<h2 id=\"eplb\">Did EPLB act?</h2>\n<p>Means over the runs, from the server's "
-                  "counters and its own balancedness before and after a run.</p>\n<div "
-                  "class=\"tables\"><table><tr><th>cell</th><th>EPLB</th><th>placements "
-                  "adopted</th><th>experts moved</th><th>balancedness before</th><th>after</th>"
-                  "</tr>\n",
-                  to);
-        open = true;
-        fputs("<tr>", to);
-        put_cell_name(c, "server.sh", to);
-        fprintf(to, "<td>%s</td>", on ? "on" : "off");
-        const size_t columns[] = {offsetof(study_run, placements), offsetof(study_run, moved),
-                                  offsetof(study_run, balance_before),
-                                  offsetof(study_run, balance_after)};
-        for (size_t k = 0; k < sizeof columns / sizeof columns[0]; k++) {
-            fputs("<td>", to);
-            put_number(mean_of(c, columns[k]), to);
-            fputs("</td>", to);
-        }
-        fputs("</tr>\n", to);
-    }
-    if (open) fputs("</table></div>\n", to);
-}
-
-static void
-put_skipped(const study *s, FILE *to)
-{
-    bool open = false;
-    for (size_t i = 0; i < s->count; i++) {
-        const study_cell *c = &s->cells[i];
-        if (c->run_count > 0) continue;
-        if (!open)
-            fputs("<details open><summary>Cells without runs</summary><div class=\"tables\"><table>"
-                  "<tr><th>cell</th><th class=\"l\">why</th></tr>\n",
-                  to);
-        open = true;
-        fputs("<tr>", to);
-        put_cell_name(c, "card.yaml", to);
-        fputs("<td class=\"l\">", to);
-        markup_text(c->skipped[0] ? c->skipped : "not measured yet", to);
-        fputs("</td></tr>\n", to);
-    }
-    if (open) fputs("</table></div></details>\n", to);
-}
-
-static void
-put_trace_table(const study *s, FILE *to)
-{
-    static const struct {
-        const char *key, *words;
-        bool share;
-    } columns[] = {{"median_step_us", "median step (us)", false},
-                   {"attention_fraction", "attention", true},
-                   {"moe_fraction", "MoE", true},
-                   {"communication_fraction", "communication", true},
-                   {"expert_fraction", "waiting for experts", true},
-                   {"overlap", "overlap", true},
-                   {"straggler_fraction", "straggler", true},
-                   {"balancedness", "balancedness", false},
-                   {"bytes_per_step", "bytes a step", false}};
-    const size_t n = sizeof columns / sizeof columns[0];
-    bool open = false;
-    for (size_t i = 0; i < s->count; i++) {
-        const study_cell *c = &s->cells[i];
-        if (c->trace == NULL) continue;
-        if (!open) {
-            fputs("<div class=\"tables\"><table>\n<tr><th>cell</th>", to);
-            for (size_t k = 0; k < n; k++) {
-                fprintf(to, "<th>%s</th>", columns[k].words);
-            }
-            fputs("</tr>\n", to);
-        }
-        open = true;
-        fputs("<tr>", to);
-        put_cell_name(c, "traces/summary.json", to);
-        for (size_t k = 0; k < n; k++) {
-            const cJSON *item = cJSON_GetObjectItemCaseSensitive(c->trace, columns[k].key);
-            const double v = cJSON_IsNumber(item) ? item->valuedouble : NAN;
-            if (columns[k].share) {
-                put_share(v, to);
-            } else {
-                fputs("<td>", to);
-                put_number(v, to);
-                fputs("</td>", to);
-            }
-        }
-        fputs("</tr>\n", to);
-    }
-    if (open)
-        fputs("</table></div>\n<p class=\"soft\">Of a run with tracing, apart from the measured "
-              "ones. Communication: sending, and waiting while the last worker was not computing. "
-              "Overlap: the part of that worker's computing that the router's own work hid. "
-              "Straggler: the last answer behind the mean of all.</p>\n",
-              to);
-    else
-        fputs("<p>No cell was traced.</p>\n", to);
-}
-
-static void
 put_method(FILE *to)
 {
     fputs(
@@ -456,11 +112,16 @@ put_method(FILE *to)
         "Both are medians over the requests of a run. Throughputs are of completed requests over "
         "the run, or over its window without ramp and tail where the run has one.</li>\n"
         "<li>MAX_SEQS and BATCH_TOKENS are totals of the cell in every mode.</li>\n"
-        "<li>Difference beyond noise: exact permutation test of the difference of means, "
-        "two-sided, "
-        "at 5 % (above 200,000 deals: so many at random). It assumes no distribution. p values are "
-        "not corrected for the number of comparisons; the text says how many to expect by chance."
-        "</li>\n"
+        "<li>Size of a difference: the ratio of two cells in each round, which share prompts and "
+        "the hour; their geometric mean, with Student's 95 % interval of the logarithms.</li>\n"
+        "<li>Beyond noise: an exact permutation test, two-sided, that assumes no distribution. Up "
+        "to five common rounds all runs of two cells are dealt anew (difference of means); from "
+        "six "
+        "on the two cells are swapped within rounds; over all settings, within settings (a setting "
+        "counts once, with the mean of its rounds). Above 200,000 deals so many are drawn at "
+        "random. All p of single cells are adjusted together, all p over settings likewise "
+        "(Benjamini and Hochberg's q, a false discovery rate); &ldquo;differs&rdquo; is q &le; "
+        "0.05.</li>\n"
         "<li>A run with a failed or empty request is not counted.</li>\n</ul>\n</body></html>\n",
         to);
 }
@@ -469,25 +130,32 @@ moe_err
 study_write_report(const study *s, FILE *to, errbuf *eb)
 {
     study_pair *pairs = calloc(STUDY_PAIRS_MAX, sizeof *pairs);
-    if (pairs == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
-    const size_t count = study_find_pairs(s, pairs);
-    put_head(s, to);
-    put_found(pairs, count, to);
-    put_pairs(pairs, count, to);
+    study_group *groups = calloc(STUDY_GROUPS_MAX, sizeof *groups);
+    moe_err err = pairs && groups ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
+    if (!err) {
+        const size_t count = study_find_pairs(s, pairs);
+        const size_t group_count = study_find_groups(pairs, count, groups);
+        err = study_judge(pairs, count, groups, group_count, eb);
+        if (!err) put_head(s, to);
+        if (!err) study_put_found(s, pairs, count, groups, group_count, to);
+    }
     free(pairs);
+    free(groups);
+    if (err) return err;
     fputs("<h2 id=\"pictures\">Pictures</h2>\n<p class=\"soft\">Points are medians, bars the range "
           "of the runs.</p>\n",
           to);
     study_draw_limits(s, to);
     study_draw_curves(s, to);
+    study_draw_workers(s, to);
     fputs("<h2 id=\"traces\">Inside a step</h2>\n", to);
-    put_trace_table(s, to);
+    study_put_trace_table(s, to);
     study_draw_timelines(s, to);
     study_draw_heat(s, to);
     study_draw_balance(s, to);
-    put_cells(s, to);
-    put_eplb(s, to);
-    put_skipped(s, to);
+    study_put_cells(s, to);
+    study_put_eplb(s, to);
+    study_put_skipped(s, to);
     put_method(to);
     return ferror(to) ? err_set(eb, MOE_EIO, "the report can't be written") : MOE_OK;
 }

@@ -32,6 +32,24 @@ try 2 "report DIR" bash "$study" report "$work/nothing"
 try 1 "no experiment folder" bash "$study" report "$work"
 [[ $(bash "$study" list --quick --model "$model" --out "$out" | sort -u | wc -l) == 6 ]] || fail "not six quick cells"
 [[ $(bash "$study" list --model "$model" --out "$out" | sort | uniq -d) == "" ]] || fail "two cells with one folder"
+try 2 "exclude each other" bash "$study" --quick --point --model "$model" --out "$out"
+try 2 "--minutes" bash "$study" --minutes 0 --model "$model" --out "$out"
+[[ $(bash "$study" list --point --model "$model" --out "$out" | sort -u | wc -l) == 5 ]] || fail "not five cells at 32 / 8192"
+
+# --- the whole grid, as a plan: nothing is made
+try 0 "3 runs each" bash "$study" --plan --model "$model" --out "$out"
+for seqs in 8 16 32 64; do
+    for tokens in 2048 4096 8192 16384; do
+        for mode in TP4 EP4 EP4R4; do
+            [[ $said == *"demo-conclave$mode-cpu[${seqs}_$tokens]-conclave "* ]] || fail "no $mode $seqs $tokens in the plan"
+        done
+    done
+done
+for cell in 'EP4-cpu[32_8192_eplbon_skewed]' 'EP2-cpu[32_8192_eplbon_balanced_t1]' 'TP4-cpu[32_2048_prefill]' 'EP7-cpu[32_8192]' \
+    'EP4-cpu[32_8192_mb4]' 'EP4-cpu[32_8192_int4]' 'COLOCATED-cpu[32_8192_engine]' 'EP1-cpu[32_8192_engine]'; do
+    [[ $said == *"demo-conclave$cell-conclave "* ]] || fail "no $cell in the plan"
+done
+[[ ! -e $out ]] || fail "the plan made $out"
 
 # --- interrupted after the first run: nothing goes on running, and that run is kept
 tp="$out/demo-conclaveTP4-cpu[8_8192]-conclave"
@@ -61,6 +79,11 @@ try 0 "1 of 2 runs are there already" bash "$study" "${two[@]}"
 [[ $said == *"[2/2]"* && $said != *"[1/2]"* ]] || fail "it did not go on where it was: $said"
 [[ $(find "$out" -name r1.json -exec stat -c '%n %Y' {} +) == *"$kept"* ]] || fail "a run was done twice"
 try 2 "other settings" bash "$study" --quick --model "$model" --out "$out" --dtype int8
+try 0 "2 cells, 1 runs each; 0 of 2 runs and 0 traces are left: about 0 minutes (as measured here)" \
+    bash "$study" --plan "${two[@]}"
+# SECONDS is how long the shell believes to run.
+try 3 "1 minutes are over; the same command goes on" env SECONDS=60 bash "$study" "${two[@]}" --repeats 2 --minutes 1
+[[ $(find "$out" -name 'r*.json' | wc -l) == 2 ]] || fail "it ran on after its minutes were over"
 
 # --- the folders are complete
 for folder in "$tp" "$ep"; do
@@ -81,7 +104,7 @@ sed -i 's/phase: "training"/phase: "inference"/' "$tp/card.yaml"
 # --- the report stands alone
 rm "$out/report.html"
 try 0 "" bash "$study" report "$out"
-for words in 'EP4, 8 / 8192' 'id="timeline"' 'id="heat"' 'too few runs' 'MAX_SEQS'; do
+for words in 'EP4, 8 / 8192' 'id="timeline"' 'id="heat"' 'too few runs' 'MAX_SEQS' 'EP4 instead of TP4: 8 / 8192'; do
     grep -qF -- "$words" "$out/report.html" || fail "no \"$words\" in the report"
 done
 if grep -qE 'src="?https?:|@import|<script|<link[^>]*stylesheet' "$out/report.html"; then fail "the report needs other files"; fi
@@ -90,9 +113,17 @@ if grep -qE 'src="?https?:|@import|<script|<link[^>]*stylesheet' "$out/report.ht
 port=$((20000 + RANDOM % 12000))
 try 0 "serving" env RUN_DIR="$work/run" TRACE_DIR= bash "$ep/server.sh" "$model" "$port" 2048 4 512 2
 try 0 "Successful requests:                     6" env RESULT_DIR="$work/alone" RESULT=x \
-    OUTPUT_LEN=4 bash "$ep/client.sh" random 16 "$port" 6
+    OUTPUT_LEN=4 WARMUP_S=0 bash "$ep/client.sh" random 16 "$port" 6
 [[ -s $work/alone/x.json ]] || fail "client.sh wrote no result"
 try 0 "stopped" "$ROOT/deploy/conclave" down --run-dir "$work/run"
+
+# --- cells without services: the engine in one process, and split
+try 0 "done in" bash "$study" --repeats 1 --model "$model" --out "$work/engine" --cells '(COLOCATED|EP1).*engine'
+for folder in "$work/engine/demo-conclave"{COLOCATED,EP1}"-cpu[32_8192_engine]-conclave"; do
+    try 0 "" "$CONCLAVE_BIN_DIR/conclave-study" extract "$folder" output_throughput
+    [[ $said =~ ^[0-9.]+$ ]] || fail "extract says $said"
+done
+grep -qF 'EP1 instead of Colocated' "$work/engine/report.html" || fail "the split is not compared with one process"
 
 # --- what this version can't do is skipped with a reason
 export CONCLAVE_ROOT=$work/fake # what the folder's scripts call

@@ -177,6 +177,29 @@ Test(client, an_interrupted_run_marks_what_is_unfinished)
     stub_server_stop(s);
 }
 
+Test(client, a_load_that_is_held_for_a_time_ends_with_what_is_under_way)
+{
+    const stub_answer script[] = {STUB_TOKENS};
+    stub_server *s = stub_server_start(script, 1);
+    client_stats stats;
+    load l = {.config = {.hold_ns = 20000000, .stats = &stats}};
+    l.records = record_array_create(3);
+    for (size_t i = 0; i < 3; i++) {
+        l.prompts[i] = (prompt){.json = ids, .token_count = 3, .max_tokens = 3};
+        l.arrivals_ns[i] = i == 0 ? 0 : 3600000000000; /* an hour: never sent */
+    }
+    snprintf(l.url, sizeof l.url, "%s/v1/completions", stub_server_url(s));
+    l.config.url = l.url;
+    l.config.model = "stub";
+    cr_assert_eq(client_run(&l.config, l.prompts, l.arrivals_ns, 3, l.records, NULL), MOE_OK);
+    cr_expect_eq(stats.sent, 1);
+    cr_expect(l.records[0].completed, "%s", record_error(&l.records[0]));
+    cr_expect(!l.records[1].failed && l.records[1].send_ns == 0 && l.records[1].scheduled_ns == 0);
+    cr_expect_eq(stub_server_requests(s), 1);
+    record_array_free(l.records, 3);
+    stub_server_stop(s);
+}
+
 Test(client, asks_the_server_for_its_model_and_for_token_counts)
 {
     const stub_answer script[] = {STUB_TOKENS};

@@ -154,6 +154,13 @@ Test(dataset, sharegpt_keeps_what_the_studys_filter_keeps)
     cr_expect_eq(a.prompts[1].max_tokens, 4);
     dataset_fini(&a);
 
+    dataset_config limited = c; /* the filter is of the whole answer all the same */
+    limited.output_max = 3;
+    cr_assert_eq(parse(&limited, text, &a), MOE_OK, "%s", eb.text);
+    cr_expect_str_eq(a.prompts[0].json, "\"q one two three\"");
+    cr_expect(a.prompts[0].max_tokens == 3 && a.prompts[1].max_tokens == 3);
+    dataset_fini(&a);
+
     /* 1024 tokens are still kept, 1025 are not; neither is a sum above 2048. */
     char *words = malloc(9000);
     const size_t kept[][3] = {{1024, 1024, 1}, {1025, 4, 0}, {1024, 1025, 0}, {4, 2044, 1}};

@@ -152,6 +152,13 @@ Test(measure, trimming_leaves_out_what_was_sent_near_the_ends)
     cr_expect(m.completed == 2 && m.failed == 0 && m.excluded == 1);
     cr_expect_eq(m.steady_output_throughput, 0);
 
+    config = (measure_config){.hold_s = 0.015, .trim_end_s = 0.005}; /* 10 .. 20 */
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect(m.trimmed && m.excluded == 1, "%zu", m.excluded);
+    cr_expect_eq(m.window_end_ns, ms(20));
+    config = (measure_config){.hold_s = 100}; /* longer than the run */
+    cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
+    cr_expect_eq(m.window_end_ns, ms(2000));
     config = (measure_config){.trim_start_s = 9, .trim_end_s = 9}; /* nothing is left */
     cr_assert_eq(measure_run(&config, three_prompts, r, 3, &m, NULL), MOE_OK);
     cr_expect(m.completed == 0 && m.failed == 0 && m.excluded == 3 && m.duration_s == 0);

@@ -125,6 +125,8 @@ Test(options, malformed_ones_are_refused_by_name)
         {"--ramp-up-strategy linear --request-rate 5", "exclude"},
         {"--ramp-up-strategy cubic", "--ramp-up-strategy"},
         {"--repeats 0", "--repeats"},
+        {"--max-seconds 5 --dataset-name multi-turn --dataset-path x", "--max-seconds"},
+        {"sweep --slo ttft:5 --max-seconds 5", "--max-seconds"},
         {"stray", "stray"},
         {"stray=1", "stray=1"},
     };
