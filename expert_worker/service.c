@@ -140,6 +140,16 @@ on_release(Conclave__Worker_Service *rpc, const Conclave__ReleaseRequest *reques
     moves_release(self_of(rpc)->moves, request, data);
 }
 
+static void
+on_ping(Conclave__Worker_Service *rpc, const Conclave__PingRequest *request,
+        Conclave__PingReply_Closure closure, void *data)
+{
+    (void)rpc;
+    (void)request;
+    const Conclave__PingReply reply = CONCLAVE__PING_REPLY__INIT;
+    closure(&reply, data);
+}
+
 static moe_err
 load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
 {

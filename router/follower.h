@@ -4,8 +4,8 @@
  * its own to the workers, and hands the placement to its membership, which adopts it at this
  * router's own step boundary.  Steps know no difference: they enter the same membership.
  *
- * While router 0 is away the last fleet stays in force; a worker whose connection ends is given up
- * all the same, and its replicas go on.
+ * While router 0 is away the last fleet stays in force; a worker whose connection ends, or that
+ * does not answer any more, is given up all the same, and its replicas go on.
  *
  * Threads: create, update and free from the control thread.
  */

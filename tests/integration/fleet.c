@@ -84,6 +84,7 @@ become(char **args, char **env, int output, pid_t parent)
     dup2(open("/dev/null", O_RDONLY), STDIN_FILENO);
     dup2(output, STDOUT_FILENO);
     dup2(output, STDERR_FILENO);
+    close_range(STDERR_FILENO + 1, ~0U, 0); /* clients of this test have sockets open */
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -406,6 +407,23 @@ each_shm_object(const fleet *f, void (*fn)(const char *path))
         fn(path);
     }
     closedir(dir);
+}
+
+static uint32_t objects_counted;
+
+static void
+count_object(const char *path)
+{
+    (void)path;
+    objects_counted++;
+}
+
+uint32_t
+fleet_count_shm(const fleet *f)
+{
+    objects_counted = 0;
+    each_shm_object(f, count_object);
+    return objects_counted;
 }
 
 static void

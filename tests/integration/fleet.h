@@ -84,6 +84,7 @@ char *fleet_log(const fleet *f, const char *name);
 /* How often its log holds text so far. */
 uint32_t fleet_count_log(const fleet *f, const char *name, const char *text);
 uint32_t fleet_count_fds(fleet *f, const char *name); /* that it has open */
+uint32_t fleet_count_shm(const fleet *f);             /* shared memory objects of the fleet */
 
 /* Run a program of CONCLAVE_BIN_DIR to its end.  flags as above, without --run-dir, which is the
  * fleet's; out [size] gets what it wrote. */
