@@ -11,11 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/hash.h"
 #include "tests/integration/fleet_events.h"
 #include "tests/integration/load.h"
+#include "tests/integration/two_hosts.h"
 
 #define SECONDS_DEFAULT (FLEET_QUICK ? 12u : 10u)
 #define REQUEST_COUNT 40u
@@ -23,8 +25,11 @@
 #define ROOM "--max-model-len=672 --max-num-batched-tokens=128 --worker-timeout-ms=1000 "
 #define FIRST_WORKERS 3u
 #define WORKERS_MAX 5u
+#define FAR_FROM 2u /* of two hosts: workers from here on are on the second */
+#define CELL_PORT 7411
 #define BETWEEN_MS 800u /* two events: so long, and up to twice that */
 #define HANG_MS 3000u
+#define CUT_MS 3000u    /* or a tenth of that, of which nobody need hear */
 #define RESTART_MS 300u /* a supervisor's */
 #define EVENTS_MAX 4096u
 
@@ -35,12 +40,13 @@ typedef enum event_kind {
     ADD_WORKER,
     DRAIN_WORKER,
     REBALANCE,
+    CUT_LINK,
     EVENT_KINDS
 } event_kind;
 
-static const char *const kind_names[EVENT_KINDS] = {"worker killed",  "worker hangs",
-                                                    "router killed",  "worker added",
-                                                    "worker drained", "rebalance"};
+static const char *const kind_names[EVENT_KINDS] = {
+    "worker killed",  "worker hangs", "router killed", "worker added",
+    "worker drained", "rebalance",    "link cut"};
 
 typedef struct event {
     event_kind kind;
@@ -60,6 +66,7 @@ typedef struct chaos_fleet {
     const char *name;
     uint32_t routers;
     const char *router_flags;
+    bool two_hosts;
 } chaos_fleet;
 
 static fleet f;
@@ -67,6 +74,9 @@ static request_set requests;
 static answer_set want;
 static load *clients;
 static hand workers[WORKERS_MAX], routers[FLEET_ROUTERS_MAX];
+static two_hosts hosts = {.netns = -1};
+static uint64_t link_due_ns; /* when it is mended; 0: it is not cut */
+static char secret[64], cell_flags[256], near_flags[64], far_flags[64];
 static event events[EVENTS_MAX];
 static uint32_t event_count;
 static uint64_t dice;
@@ -79,6 +89,8 @@ clean_up(void)
         if (p != NULL && p->pid != 0) kill(p->pid, SIGCONT);
     }
     fleet_clean_up();
+    two_hosts_remove(&hosts);
+    if (secret[0] != '\0') unlink(secret);
 }
 
 TestSuite(chaos, .timeout = 3 * 3600, .fini = clean_up);
@@ -208,12 +220,24 @@ kill_router(void)
     return true;
 }
 
+/* The far host's workers are out of reach for a while. */
+static bool
+cut_link(void)
+{
+    if (f.options.far_netns == 0 || link_due_ns != 0 || workers[FAR_FROM].state != RUNNING)
+        return false;
+    note(CUT_LINK, FAR_FROM);
+    two_hosts_connect(&hosts, false);
+    link_due_ns = in_ms(draw(3) == 0 ? CUT_MS / 10 : CUT_MS);
+    return true;
+}
+
 /* False: not now. */
 static bool
 happen(event_kind kind)
 {
-    static bool (*const act[EVENT_KINDS])(void) = {kill_worker, hang_worker,  kill_router,
-                                                   add_worker,  drain_worker, rebalance};
+    static bool (*const act[EVENT_KINDS])(void) = {
+        kill_worker, hang_worker, kill_router, add_worker, drain_worker, rebalance, cut_link};
     const bool takes_one = kind == KILL_WORKER || kind == HANG_WORKER || kind == DRAIN_WORKER;
     return (!takes_one || count_workers(RUNNING) >= 2) && act[kind]();
 }
@@ -258,7 +282,11 @@ static bool
 look_after_all(void)
 {
     const uint64_t now = clock_now_ns();
-    bool calm = true;
+    if (link_due_ns != 0 && now >= link_due_ns) {
+        two_hosts_connect(&hosts, true);
+        link_due_ns = 0;
+    }
+    bool calm = link_due_ns == 0;
     for (uint32_t id = 0; id < WORKERS_MAX; id++) {
         look_after_worker(id, now);
         calm = calm && (workers[id].state == RUNNING || workers[id].state == AWAY);
@@ -459,10 +487,18 @@ survive(const chaos_fleet *c, uint32_t seed)
     fflush(stdout);
     dice = seed;
     event_count = 0;
-    fleet_start(&f, &(fleet_options){.workers = FIRST_WORKERS,
-                                     .routers = c->routers,
-                                     .router_flags = c->router_flags,
-                                     .errors_expected = true});
+    const fleet_options options = {.workers = FIRST_WORKERS,
+                                   .routers = c->routers,
+                                   .router_flags = c->router_flags,
+                                   .cell_flags = c->two_hosts ? cell_flags : NULL,
+                                   .frontend_flags = c->two_hosts ? cell_flags : NULL,
+                                   .ctl_flags = c->two_hosts ? cell_flags : NULL,
+                                   .worker_flags = c->two_hosts ? near_flags : NULL,
+                                   .far_worker_flags = far_flags,
+                                   .far_from = FAR_FROM,
+                                   .far_netns = c->two_hosts ? hosts.netns : 0,
+                                   .errors_expected = true};
+    fleet_start(&f, &options);
     for (uint32_t id = 0; id < WORKERS_MAX; id++)
         workers[id] = (hand){id < FIRST_WORKERS ? RUNNING : AWAY, 0};
     for (uint32_t r = 0; r < c->routers; r++)
@@ -484,25 +520,59 @@ survive(const chaos_fleet *c, uint32_t seed)
            (unsigned long long)report.answers, (unsigned long long)report.failures);
     for (event_kind kind = KILL_WORKER; kind <= KILL_ROUTER; kind++)
         print_recovery(c->name, kind);
+    print_recovery(c->name, CUT_LINK);
     fflush(stdout);
     load_free(clients);
     clients = NULL;
     fleet_stop(&f);
 }
 
-Test(chaos, no_request_notices_what_happens_to_the_fleet)
+static void
+survive_all(const chaos_fleet *fleets, size_t count)
 {
-    static const chaos_fleet fleets[] = {
-        {"1 router, no replicas", 1, ROOM "--eplb=on"},
-        {"2 routers, replicas", 2, ROOM "--eplb=on --num-redundant-experts=8"},
-    };
     const uint32_t seed = number_of("CONCLAVE_CHAOS_SEED", 1);
     requests_make_mixed(&requests, REQUEST_COUNT, 31);
     fleet_start(&f, &(fleet_options){.router_flags = ROOM});
     requests_ask_together(&requests, f.url, &want);
     fleet_stop(&f);
-    for (size_t i = 0; i < sizeof fleets / sizeof fleets[0]; i++)
+    for (size_t i = 0; i < count; i++)
         survive(&fleets[i], seed + (uint32_t)i);
     answers_free(&want);
     requests_free(&requests);
+}
+
+Test(chaos, no_request_notices_what_happens_to_the_fleet)
+{
+    static const chaos_fleet fleets[] = {
+        {"1 router, no replicas", 1, ROOM "--eplb=on", false},
+        {"2 routers, replicas", 2, ROOM "--eplb=on --num-redundant-experts=8", false},
+    };
+    survive_all(fleets, sizeof fleets / sizeof fleets[0]);
+}
+
+static void
+write_cell_flags(void)
+{
+    static const char text[] = "the secret of the cell of this test";
+    snprintf(secret, sizeof secret, "/tmp/conclave-secret-XXXXXX");
+    const int fd = mkstemp(secret);
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(write(fd, text, sizeof text - 1), (ssize_t)(sizeof text - 1));
+    close(fd);
+    snprintf(cell_flags, sizeof cell_flags,
+             "--router-urls=tcp://%s:%d,tcp://%s:%d --cluster-secret-file=%s", hosts.near,
+             CELL_PORT, hosts.near, CELL_PORT + 1, secret);
+    snprintf(near_flags, sizeof near_flags, "--control-host=%s", hosts.near);
+    snprintf(far_flags, sizeof far_flags, "--control-host=%s", hosts.far);
+}
+
+Test(chaos, no_request_notices_what_happens_between_two_hosts)
+{
+    static const chaos_fleet fleets[] = {{"2 hosts, 2 routers, replicas", 2,
+                                          ROOM "--eplb=on --num-redundant-experts=8 --exchange=nng",
+                                          true}};
+    char why[128];
+    if (!two_hosts_make(&hosts, why, sizeof why)) cr_skip_test("%s", why);
+    write_cell_flags();
+    survive_all(fleets, sizeof fleets / sizeof fleets[0]);
 }

@@ -10,7 +10,10 @@
 int
 fleet_ctl(fleet *f, const char *flags, char *said)
 {
-    return fleet_run(f, "ctl", flags, said, FLEET_SAID_BYTES);
+    char all[1024];
+    snprintf(all, sizeof all, "%s %s", f->options.ctl_flags == NULL ? "" : f->options.ctl_flags,
+             flags);
+    return fleet_run(f, "ctl", all, said, FLEET_SAID_BYTES);
 }
 
 double
