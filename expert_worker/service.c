@@ -141,6 +141,16 @@ on_release(Conclave__Worker_Service *rpc, const Conclave__ReleaseRequest *reques
     moves_release(self_of(rpc)->moves, request, data);
 }
 
+static void
+on_ping(Conclave__Worker_Service *rpc, const Conclave__PingRequest *request,
+        Conclave__PingReply_Closure closure, void *data)
+{
+    (void)rpc;
+    (void)request;
+    const Conclave__PingReply reply = CONCLAVE__PING_REPLY__INIT;
+    closure(&reply, data);
+}
+
 static moe_err
 load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
 {
@@ -323,7 +333,7 @@ register_worker(worker_service *s, errbuf *eb)
     request.worker_id = s->config.worker_id;
     request.incarnation = s->config.incarnation;
     request.version = (char *)(uintptr_t)CONCLAVE_VERSION;
-    request.control_url = (char *)(uintptr_t)s->config.control_url;
+    request.control_url = (char *)(uintptr_t)rpc_server_url(s->server);
     request.host_id = (char *)(uintptr_t)id->host_id;
     request.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
     request.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;

@@ -13,6 +13,7 @@
 #define STEP_TIMEOUT_MS (600u * 1000)
 #define STEP_PATIENCE_MS 5000u /* after that a step is left if nobody wants its tokens any more */
 #define HEALTH_POLL_MS 100     /* while not ready */
+#define HEALTH_SOON_MS 10      /* after a loss, then twice as long each time */
 #define HEALTH_IDLE_MS 1000    /* while ready */
 #define STEP_MESSAGE_BYTES (64u << 20)
 
@@ -42,6 +43,7 @@ struct router_link {
 
     rpc_pending *health; /* under way */
     uint64_t health_due_ns;
+    uint64_t poll_ms; /* from an answer to the next question, while not ready */
 
     flight flights[STEPS_IN_FLIGHT]; /* a ring */
     uint32_t first_flight, flight_count;
@@ -65,6 +67,7 @@ router_link_open(router_link **out, uint32_t router, const char *url,
     if (l == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     l->shared = *shared;
     l->id = router;
+    l->poll_ms = HEALTH_POLL_MS;
     if (shared->config->router_count > 1)
         snprintf(l->name, sizeof l->name, "router %u", router);
     else
@@ -204,7 +207,8 @@ router_link_leave(router_link *l)
     start_over(l);
 }
 
-/* A router that was just lost is not asked at once how it is: it may be closing its socket. */
+/* A router that was just lost is not asked at once how it is: it may be closing its socket.  But
+ * soon: it may only have lost a worker, whose experts others load in no time. */
 static void
 lose(router_link *l, const char *why)
 {
@@ -212,7 +216,8 @@ lose(router_link *l, const char *why)
     router_link_leave(l);
     set_detail(l, why);
     engine_metrics_lost(l->shared.metrics, l->id);
-    l->health_due_ns = clock_now_ns() + HEALTH_POLL_MS * NS_PER_MS;
+    l->poll_ms = HEALTH_SOON_MS;
+    l->health_due_ns = clock_now_ns() + l->poll_ms * NS_PER_MS;
 }
 
 /* A plan's pointers are stale once it was committed or rolled back: keep its sequences. */
@@ -472,8 +477,9 @@ take_health(router_link *l)
     } else {
         set_detail(l, eb.text);
         set_ready(l, ready);
+        l->poll_ms = 2 * l->poll_ms < HEALTH_POLL_MS ? 2 * l->poll_ms : HEALTH_POLL_MS;
     }
-    l->health_due_ns = clock_now_ns() + (ready ? HEALTH_IDLE_MS : HEALTH_POLL_MS) * NS_PER_MS;
+    l->health_due_ns = clock_now_ns() + (ready ? HEALTH_IDLE_MS : l->poll_ms) * NS_PER_MS;
     rpc_response_free(response);
 }
 

@@ -105,8 +105,10 @@ make_link(bring_up_call *call, errbuf *eb)
     request.dtype = (char *)(uintptr_t)dtype_name(offer.limits.dtype);
 
     ProtobufCMessage *response;
-    err = rpc_call_watched(call->client, METHOD_ATTACH, &request.base, ATTACH_TIMEOUT_MS,
-                           call_is_vain, call, CALL_POLL_MS, &response, NULL, eb);
+    /* A follower finds out by itself who is out of reach; others wait meanwhile. */
+    const uint32_t timeout_ms = m->config.follows ? m->config.worker_timeout_ms : ATTACH_TIMEOUT_MS;
+    err = rpc_call_watched(call->client, METHOD_ATTACH, &request.base, timeout_ms, call_is_vain,
+                           call, CALL_POLL_MS, &response, NULL, eb);
     if (err) return err;
     const Conclave__AttachReply *reply = (const void *)response;
     attach_answer answer = {{0}, {0}};
@@ -166,6 +168,7 @@ end_bring_up(membership *m, uint32_t id)
              i < w->experts_hosted && call->experts != NULL && m->hosted != NULL && !call->err; i++)
             hosted_locked(m, id)[call->experts[i]] = true;
         if (!call->err) {
+            liveness_forget_locked(w);
             unused = w->watch;
             w->watch = call->client;
         }

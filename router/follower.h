@@ -6,8 +6,8 @@
  *
  * With each question it tells the load of its own steps, if that is news (load_pool.h).
  *
- * While router 0 is away the last fleet stays in force; a worker whose connection ends is given up
- * all the same, and its replicas go on.
+ * While router 0 is away the last fleet stays in force; a worker whose connection ends, or that
+ * does not answer any more, is given up all the same, and its replicas go on.
  *
  * Threads: create, update and free from the control thread.
  */

@@ -40,24 +40,12 @@ membership_free(membership *m)
     if (m == NULL) return;
     for (uint32_t w = 0; w < m->worker_end; w++) {
         if (m->workers[w].linked) router_end_drop(m->config.router_end, w);
+        liveness_forget_locked(&m->workers[w]); /* nobody else is here any more */
         rpc_client_close(m->workers[w].watch);
     }
     pthread_mutex_destroy(&m->lock);
     adoption_fini(m);
     free(m);
-}
-
-bool
-is_silent_locked(const membership *m, const worker *w, uint64_t now)
-{
-    if (m->config.follows) return w->last_seen_ns == 0; /* membership_forsake() */
-    return now > w->last_seen_ns + m->config.worker_timeout_ms * NS_PER_MS;
-}
-
-bool
-is_gone_locked(const membership *m, const worker *w, uint64_t now)
-{
-    return is_silent_locked(m, w, now) || (w->watch != NULL && rpc_client_losses(w->watch) != 0);
 }
 
 moe_err
@@ -142,17 +130,42 @@ membership_wait_for_step(membership *m)
     }
 }
 
+/* Does the placement name it? */
+static bool
+is_counted_on(const membership *m, uint32_t id)
+{
+    const placement *p = m->home;
+    if (p == NULL || id >= p->worker_count) return false;
+    for (uint32_t l = 0; l < p->num_layers; l++) {
+        for (uint32_t s = p->slot_first[id]; s < p->slot_first[id + 1]; s++) {
+            if (placement_layer_slots(p, l)[s] != PLACEMENT_EMPTY) return true;
+        }
+    }
+    return false;
+}
+
 /* With the lock. */
 static void
 lose(membership *m, uint32_t id, const char *why, uint64_t now)
 {
     worker *w = &m->workers[id];
-    LOG_WARN("membership", "worker lost: %s worker=%u pid=%u", why, id, w->pid);
+    const bool expected = w->draining && !is_counted_on(m, id); /* it was told to end */
+    if (expected)
+        LOG_INFO("membership", "worker ended, as it was told worker=%u pid=%u", id, w->pid);
+    else
+        LOG_WARN("membership", "worker lost: %s worker=%u pid=%u", why, id, w->pid);
     w->state = LOST;
     w->lost_ns = now;
-    m->losses++;
+    m->losses += !expected;
     if (w->linked) router_end_give_up(m->config.router_end, id);
     futex_bump(&m->changes);
+}
+
+static const char *
+why_silent(const membership *m, const worker *w)
+{
+    if (!m->config.follows) return "no heartbeat";
+    return w->last_seen_ns == 0 ? "router 0 gave it up" : "it does not answer";
 }
 
 bool
@@ -163,8 +176,9 @@ membership_check(membership *m)
     pthread_mutex_lock(&m->lock);
     for (uint32_t id = 0; id < m->worker_end; id++) {
         worker *w = &m->workers[id];
+        liveness_ask_locked(m, id, now);
         if ((w->state == READY || w->state == REGISTERED) && is_silent_locked(m, w, now))
-            lose(m, id, m->config.follows ? "router 0 gave it up" : "no heartbeat", now);
+            lose(m, id, why_silent(m, w), now);
         else if (w->state == READY && is_gone_locked(m, w, now))
             lose(m, id, "its connection ended", now);
         if (w->state == REGISTERED) any_registered = true;
@@ -187,7 +201,7 @@ membership_check(membership *m)
     return bring_up;
 }
 
-/* Links of workers that were let go, and watches of those that are gone. */
+/* Links and watches of workers that are gone: they may never come back. */
 static void
 clear_remains(membership *m)
 {
@@ -195,9 +209,12 @@ clear_remains(membership *m)
         pthread_mutex_lock(&m->lock);
         worker *w = &m->workers[id];
         const bool gone = w->state == ABSENT || w->state == LOST;
-        const bool drop = w->state == ABSENT && w->linked;
+        const bool drop = gone && w->linked;
         rpc_client *watch = gone ? w->watch : NULL;
-        if (watch != NULL) w->watch = NULL;
+        if (watch != NULL) {
+            liveness_forget_locked(w);
+            w->watch = NULL;
+        }
         if (drop) w->linked = false;
         pthread_mutex_unlock(&m->lock);
         rpc_client_close(watch);
@@ -373,19 +390,6 @@ membership_worker_end(membership *m)
     const uint32_t end = m->worker_end;
     pthread_mutex_unlock(&m->lock);
     return end;
-}
-
-static bool
-is_counted_on(const membership *m, uint32_t id)
-{
-    const placement *p = m->home;
-    if (id >= p->worker_count) return false;
-    for (uint32_t l = 0; l < p->num_layers; l++) {
-        for (uint32_t s = p->slot_first[id]; s < p->slot_first[id + 1]; s++) {
-            if (placement_layer_slots(p, l)[s] != PLACEMENT_EMPTY) return true;
-        }
-    }
-    return false;
 }
 
 moe_err

@@ -18,8 +18,8 @@
  * thread; what enter() gives is for the step thread, until leave(); the rest from any.  No step
  * waits for update() or propose(): they touch only links of workers that no step can use.
  *
- * Files: membership.c who is there, and steps; bring_up.c what a worker needs before steps may use
- * it; adoption.c which placement steps use.
+ * Files: membership.c who is there, and steps; liveness.c who is alive; bring_up.c what a worker
+ * needs before steps may use it; adoption.c which placement steps use.
  */
 #ifndef MOE_ROUTER_MEMBERSHIP_H
 #define MOE_ROUTER_MEMBERSHIP_H
@@ -53,7 +53,8 @@ typedef struct membership_config {
     uint32_t router_id;
     uint64_t router_incarnation;
     bool follows; /* router 0 decides (router/follower.h): workers are not told to load anything,
-                     one is lost when membership_forsake() says so, or its connection ends, and
+                     one is lost when membership_forsake() says so, it does not answer within the
+                     timeout, or its connection ends, and
                      placements and epochs come with membership_follow() */
     bool shared;  /* other routers follow this one */
 } membership_config;

@@ -27,6 +27,9 @@ typedef struct worker {
     exchange_backend backend;
     rpc_client *watch; /* its connection ends when the worker does; or NULL.  The control thread's,
                           set with the lock */
+    rpc_pending *ping; /* config.follows: a question over it that is under way; or NULL */
+    uint64_t asked_ns;
+    uint32_t unanswered; /* questions, in a row */
     char control_url[RPC_URL_MAX];
     char host_id[HOST_ID_MAX];
 } worker;
@@ -89,10 +92,18 @@ hosted_locked(membership *m, uint32_t id)
     return m->hosted + id * m->id_count;
 }
 
+/* ---- liveness.c ---- */
+
 /* A heartbeat may be later than now, which was read before the lock was taken. */
 bool is_silent_locked(const membership *m, const worker *w, uint64_t now);
 /* It sends nothing any more, or its process is gone. */
 bool is_gone_locked(const membership *m, const worker *w, uint64_t now);
+/* config.follows: take what it answered, and ask it again when it is time to. */
+void liveness_ask_locked(membership *m, uint32_t id, uint64_t now);
+/* Before its watch is replaced: what was asked over it does not count any more. */
+void liveness_forget_locked(worker *w);
+
+/* ---- membership.c ---- */
 
 /* Mark workers that are gone as lost; returns true if there is something to bring up.  Before the
  * start nothing is loaded until everybody is there. */

@@ -8,19 +8,35 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: tests/run.sh [--fuzz-seconds N] [--sanitize]
+usage: tests/run.sh [--fuzz-seconds N] [--chaos-seconds N] [--chaos-seed N] [--sanitize]
   --fuzz-seconds N   how long each fuzz target runs (default 2)
+  --chaos-seconds N  how long things go wrong for each fleet of the chaos test (default 10)
+  --chaos-seed N     which things, and when (default 1)
   --sanitize         run the integration tests under the sanitizers too (slow)
 TEXT
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-fuzz_seconds=2 sanitize_all=0
+fuzz_seconds=2 chaos_seconds=10 chaos_seed=1 sanitize_all=0
+
+# number_of NAME VALUE: what the option NAME says, which must be a whole number.
+number_of() {
+    [[ $2 =~ ^[0-9]{1,5}$ ]] || {
+        echo "$1: \"$2\" must be a whole number" >&2
+        exit 2
+    }
+    echo "$2"
+}
+
 while (($#)); do
     case $1 in
-    --fuzz-seconds=*) fuzz_seconds=${1#*=} ;;
-    --fuzz-seconds)
-        fuzz_seconds=${2:-}
+    --fuzz-seconds=* | --chaos-seconds=* | --chaos-seed=*)
+        set -- "${1%%=*}" "${1#*=}" "${@:2}"
+        continue
+        ;;
+    --fuzz-seconds | --chaos-seconds | --chaos-seed)
+        name=${1#--} value=$(number_of "$1" "${2:-}")
+        printf -v "${name/-/_}" '%s' "$value"
         (($# > 1)) && shift
         ;;
     --sanitize) sanitize_all=1 ;;
@@ -33,11 +49,7 @@ while (($#)); do
     esac
     shift
 done
-[[ $fuzz_seconds =~ ^[0-9]{1,5}$ ]] || {
-    echo "--fuzz-seconds: \"$fuzz_seconds\" must be a whole number of seconds" >&2
-    exit 2
-}
-export CONCLAVE_FUZZ_SECONDS=$fuzz_seconds
+export CONCLAVE_FUZZ_SECONDS=$fuzz_seconds CONCLAVE_CHAOS_SECONDS=$chaos_seconds CONCLAVE_CHAOS_SEED=$chaos_seed
 export CRITERION_VERBOSITY_LEVEL=1 # Criterion names skipped tests only then
 # CTest runs programs side by side already, and Criterion leaks when it runs tests side by side.
 export CRITERION_JOBS=1

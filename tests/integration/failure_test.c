@@ -1,12 +1,11 @@
 /* Workers that are killed while requests run.  With replicas of all experts nobody notices: no
  * request fails, no step fails, and the answers are those of a fleet that nothing happened to. */
 #include <criterion/criterion.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/integration/fleet.h"
+#include "tests/integration/fleet_events.h"
 #include "tests/integration/requests.h"
 
 #define REQUEST_COUNT (FLEET_QUICK ? 12u : 40u)
@@ -34,16 +33,6 @@ wait_count(const char *name, const char *text, uint32_t count)
         fleet_pause(&since, text);
 }
 
-static void
-kill_worker(uint32_t id)
-{
-    char name[16];
-    snprintf(name, sizeof name, "worker-%u", id);
-    fleet_process *p = fleet_find(&f, name);
-    kill(p->pid, SIGKILL);
-    cr_expect_eq(fleet_wait_exit(p), 128 + SIGKILL);
-}
-
 /* Each round, one worker dies while all requests run, and is started again behind them. */
 static void
 survive(const char *exchange)
@@ -55,7 +44,7 @@ survive(const char *exchange)
     for (uint32_t round = 0; round < (FLEET_QUICK ? 1u : 3u); round++) {
         answer_set got;
         requests_ask_begin(&requests, f.url);
-        kill_worker(round);
+        fleet_kill(fleet_worker(&f, round));
         wait_count("router-0", "worker lost", round + 1);
         fleet_start_worker(&f, round);
         requests_ask_end(&requests, &got);

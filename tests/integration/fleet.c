@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <math.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,14 +77,16 @@ environment_with(const char *mask, char *variable, size_t size)
 
 /* In the child: only what is safe between fork and exec. */
 static void
-become(char **args, char **env, int output, pid_t parent)
+become(char **args, char **env, int output, pid_t parent, int netns)
 {
+    if (netns != 0 && setns(netns, CLONE_NEWNET) != 0) _exit(127);
     /* A test that is killed must not leave a fleet behind. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(127);
     dup2(open("/dev/null", O_RDONLY), STDIN_FILENO);
     dup2(output, STDOUT_FILENO);
     dup2(output, STDERR_FILENO);
+    close_range(STDERR_FILENO + 1, ~0U, 0); /* clients of this test have sockets open */
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -92,7 +95,7 @@ become(char **args, char **env, int output, pid_t parent)
 }
 
 static pid_t
-spawn(const char *program, const char *flags, int output, const char *mask)
+spawn(const char *program, const char *flags, int output, const char *mask, int netns)
 {
     char path[512], variable[64], *words = strdup(flags), *args[ARGS_MAX] = {path};
     const char *folder = getenv("CONCLAVE_BIN_DIR");
@@ -100,7 +103,7 @@ spawn(const char *program, const char *flags, int output, const char *mask)
     add_flags(args, 1, words);
     char **env = environment_with(mask, variable, sizeof variable);
     const pid_t parent = getpid(), pid = fork();
-    if (pid == 0) become(args, env, output, parent);
+    if (pid == 0) become(args, env, output, parent, netns);
     cr_assert(pid > 0);
     free(env);
     free(words);
@@ -123,7 +126,7 @@ process_slot(fleet *f, const char *name)
 
 static fleet_process *
 start(fleet *f, const char *program, const char *name, const char *own, const char *cell,
-      const char *more, const char *mask)
+      const char *more, const char *mask, int netns)
 {
     char flags[2048], log[128];
     snprintf(flags, sizeof flags, "--run-dir=%s --model=%s %s %s %s", f->dir, f->model, own,
@@ -132,7 +135,7 @@ start(fleet *f, const char *program, const char *name, const char *own, const ch
     const int output = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     cr_assert(output >= 0, "%s", log);
     fleet_process *p = process_slot(f, name);
-    p->pid = spawn(program, flags, output, mask);
+    p->pid = spawn(program, flags, output, mask, netns);
     close(output);
     return p;
 }
@@ -151,7 +154,7 @@ fleet_start_router_id(fleet *f, uint32_t id)
              f->options.routers, id);
     snprintf(name, sizeof name, "router-%u", id);
     return start(f, "router", name, own, f->options.cell_flags, f->options.router_flags,
-                 f->options.router_mask);
+                 f->options.router_mask, 0);
 }
 
 fleet_process *
@@ -160,8 +163,10 @@ fleet_start_worker(fleet *f, uint32_t id)
     char own[32], name[16];
     snprintf(own, sizeof own, "--worker-id=%u", id);
     snprintf(name, sizeof name, "worker-%u", id);
-    return start(f, "worker", name, own, f->options.cell_flags, f->options.worker_flags,
-                 f->options.worker_masks[id]);
+    const fleet_options *o = &f->options;
+    const bool far = o->far_netns != 0 && id >= o->far_from;
+    return start(f, "worker", name, own, o->cell_flags, far ? o->far_worker_flags : o->worker_flags,
+                 o->worker_masks[id], far ? o->far_netns : 0);
 }
 
 fleet_process *
@@ -169,7 +174,8 @@ fleet_start_frontend(fleet *f)
 {
     char own[64];
     snprintf(own, sizeof own, "--port=0 --routers=%u", f->options.routers);
-    fleet_process *p = start(f, "frontend", "frontend", own, NULL, f->options.frontend_flags, NULL);
+    fleet_process *p =
+        start(f, "frontend", "frontend", own, NULL, f->options.frontend_flags, NULL, 0);
     fleet_wait_log(f, "frontend", " model=");
     char *log = fleet_log(f, "frontend");
     const char *url = strstr(log, "url=http://");
@@ -215,7 +221,7 @@ fleet_run(fleet *f, const char *program, const char *flags, char *out, size_t si
     size_t len = 0;
     snprintf(all, sizeof all, "--run-dir=%s %s", f->dir, flags);
     cr_assert_eq(pipe2(ends, O_CLOEXEC), 0);
-    fleet_process p = {.pid = spawn(program, all, ends[1], NULL)};
+    fleet_process p = {.pid = spawn(program, all, ends[1], NULL, 0)};
     snprintf(p.name, sizeof p.name, "%s", program);
     close(ends[1]);
     for (ssize_t n; (n = read(ends[0], out + len, size - 1 - len)) > 0;)
@@ -406,6 +412,23 @@ each_shm_object(const fleet *f, void (*fn)(const char *path))
         fn(path);
     }
     closedir(dir);
+}
+
+static uint32_t objects_counted;
+
+static void
+count_object(const char *path)
+{
+    (void)path;
+    objects_counted++;
+}
+
+uint32_t
+fleet_count_shm(const fleet *f)
+{
+    objects_counted = 0;
+    each_shm_object(f, count_object);
+    return objects_counted;
 }
 
 static void

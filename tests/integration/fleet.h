@@ -36,6 +36,12 @@ typedef struct fleet_options {
     uint32_t routers;       /* 0: 1 */
     const char *cell_flags; /* of the router and of every worker */
     const char *router_flags, *worker_flags, *frontend_flags;
+    const char *ctl_flags; /* of conclave-ctl (fleet_events.h) */
+    /* Workers with this id and above run in the network namespace, with flags of their own instead
+     * of worker_flags; far_netns 0: none does. */
+    uint32_t far_from;
+    int far_netns;
+    const char *far_worker_flags;
     const char *model;                           /* NULL: models/demo */
     const char *router_mask;                     /* CONCLAVE_CPU_MASK of the router; NULL: none */
     const char *worker_masks[FLEET_WORKERS_MAX]; /* of each worker */
@@ -84,6 +90,7 @@ char *fleet_log(const fleet *f, const char *name);
 /* How often its log holds text so far. */
 uint32_t fleet_count_log(const fleet *f, const char *name, const char *text);
 uint32_t fleet_count_fds(fleet *f, const char *name); /* that it has open */
+uint32_t fleet_count_shm(const fleet *f);             /* shared memory objects of the fleet */
 
 /* Run a program of CONCLAVE_BIN_DIR to its end.  flags as above, without --run-dir, which is the
  * fleet's; out [size] gets what it wrote. */

@@ -7,12 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/integration/fleet.h"
+#include "tests/integration/fleet_events.h"
 #include "tests/integration/requests.h"
 
 #define REQUEST_COUNT (FLEET_QUICK ? 24u : 40u)
 #define ROOM "--max-model-len=672 --max-num-batched-tokens=128 "
-#define OUT_BYTES 16384
 
 static fleet f;
 static request_set requests;
@@ -29,128 +28,84 @@ ask_reference(void)
     fleet_stop(&f);
 }
 
-/* ---- what the router says of itself ---- */
-
-static int
-ctl(const char *flags, char *out)
-{
-    return fleet_run(&f, "ctl", flags, out, OUT_BYTES);
-}
-
-static double
-stat_of(const char *key)
-{
-    char out[OUT_BYTES], quoted[64];
-    cr_assert_eq(ctl("--json", out), 0, "%s", out);
-    snprintf(quoted, sizeof quoted, "\"%s\":", key);
-    const char *at = strstr(out, quoted);
-    cr_assert_not_null(at, "no %s in %s", key, out);
-    return strtod(at + strlen(quoted), NULL);
-}
-
-/* "ready", "absent", ... into state [16]; returns what it hosts. */
-static uint32_t
-worker_state(uint32_t id, char *state)
-{
-    char out[OUT_BYTES], text[32];
-    cr_assert_eq(ctl("--json", out), 0, "%s", out);
-    snprintf(text, sizeof text, "{\"id\":%u,", id);
-    snprintf(state, 16, "absent");
-    const char *at = strstr(out, text);
-    if (at == NULL) return 0;
-    cr_assert_eq(sscanf(strstr(at, "\"state\":\""), "\"state\":\"%15[a-z]", state), 1);
-    return (uint32_t)strtoul(strstr(at, "\"experts_hosted\":") + 17, NULL, 10);
-}
-
-static void
-wait_hosting(uint32_t id)
-{
-    char state[16];
-    for (uint64_t since = 0; worker_state(id, state) == 0 || strcmp(state, "ready") != 0;)
-        fleet_pause(&since, "a worker to host experts");
-}
-
-static void
-wait_at_least(const char *key, double value)
-{
-    for (uint64_t since = 0; stat_of(key) < value;)
-        fleet_pause(&since, key);
-}
+/* ---- what happens to the fleet ---- */
 
 /* Until the frontend's metric is what the router says, which may still change. */
 static void
 wait_metric(const char *name, const char *key)
 {
-    for (uint64_t since = 0; fleet_metric(&f, name) != stat_of(key);)
+    for (uint64_t since = 0; fleet_metric(&f, name) != fleet_stat(&f, key);)
         fleet_pause(&since, name);
 }
-
-/* ---- what happens to the fleet ---- */
 
 static void
 rebalance(void)
 {
-    char out[OUT_BYTES];
-    const double decisions = stat_of("decisions");
-    cr_assert_eq(ctl("--rebalance", out), 0, "%s", out);
-    wait_at_least("decisions", decisions + 1);
+    char said[FLEET_SAID_BYTES];
+    const double decisions = fleet_stat(&f, "decisions");
+    cr_assert_eq(fleet_ctl(&f, "--rebalance", said), 0, "%s", said);
+    fleet_wait_stat(&f, "decisions", decisions + 1);
+}
+
+/* How often a worker was lost, and experts were without a host. */
+typedef struct losses {
+    double workers, repairs;
+} losses;
+
+static losses
+losses_now(void)
+{
+    return (losses){fleet_stat(&f, "workers_lost"), fleet_stat(&f, "repairs")};
+}
+
+static void
+wait_repaired(const losses *before)
+{
+    fleet_wait_stat(&f, "workers_lost", before->workers + 1);
+    fleet_wait_stat(&f, "repairs", before->repairs + 1);
 }
 
 static void
 kill_worker(uint32_t id)
 {
-    char name[16];
-    const double lost = stat_of("workers_lost"), repairs = stat_of("repairs");
-    snprintf(name, sizeof name, "worker-%u", id);
-    fleet_process *p = fleet_find(&f, name);
-    kill(p->pid, SIGKILL);
-    cr_expect_eq(fleet_wait_exit(p), 128 + SIGKILL);
-    wait_at_least("workers_lost", lost + 1);
-    wait_at_least("repairs", repairs + 1);
+    const losses before = losses_now();
+    fleet_kill(fleet_worker(&f, id));
+    wait_repaired(&before);
 }
 
 /* It hangs until it was given up; then it goes on, and is a new one. */
 static void
 stop_worker(uint32_t id)
 {
-    char name[16];
-    const double lost = stat_of("workers_lost"), repairs = stat_of("repairs");
-    snprintf(name, sizeof name, "worker-%u", id);
-    fleet_process *p = fleet_find(&f, name);
-    kill(p->pid, SIGSTOP);
-    wait_at_least("workers_lost", lost + 1);
-    wait_at_least("repairs", repairs + 1);
-    kill(p->pid, SIGCONT);
-    wait_hosting(id);
+    const losses before = losses_now();
+    kill(fleet_worker(&f, id)->pid, SIGSTOP);
+    wait_repaired(&before);
+    kill(fleet_worker(&f, id)->pid, SIGCONT);
+    fleet_wait_hosting(&f, id);
 }
 
 static void
 add_worker(uint32_t id)
 {
     fleet_start_worker(&f, id);
-    wait_hosting(id);
+    fleet_wait_hosting(&f, id);
 }
 
 static void
 drain_worker(uint32_t id)
 {
-    char out[OUT_BYTES], flags[32], name[16];
-    snprintf(flags, sizeof flags, "--drain=%u", id);
-    cr_assert_eq(ctl(flags, out), 0, "%s", out);
-    snprintf(name, sizeof name, "worker-%u", id);
-    cr_expect_eq(fleet_wait_exit(fleet_find(&f, name)), 0);
+    fleet_drain(&f, id);
 }
 
 /* One is lost while the experts of another are on their way. */
 static void
 drain_worker_and_kill_the_next(uint32_t id)
 {
-    char out[OUT_BYTES], flags[32], name[16];
+    char said[FLEET_SAID_BYTES], flags[32];
     snprintf(flags, sizeof flags, "--drain=%u", id);
-    cr_assert_eq(ctl(flags, out), 0, "%s", out);
+    cr_assert_eq(fleet_ctl(&f, flags, said), 0, "%s", said);
     kill_worker(id + 1);
-    snprintf(name, sizeof name, "worker-%u", id);
-    cr_expect_eq(fleet_wait_exit(fleet_find(&f, name)), 0);
+    cr_expect_eq(fleet_wait_exit(fleet_worker(&f, id)), 0);
 }
 
 /* Something happens while all requests run; then and afterwards they are answered as ever. */
@@ -169,10 +124,10 @@ during_requests(const char *what, void happens(uint32_t id), uint32_t id)
 static void
 during_steps(const char *what, void happens(uint32_t id), uint32_t id)
 {
-    const double resends = stat_of("resends");
+    const double resends = fleet_stat(&f, "resends");
     const uint32_t failed = fleet_count_log(&f, "router-0", "step failed");
     during_requests(what, happens, id);
-    cr_expect_eq(stat_of("resends"), resends, "%s: a step had to be resent", what);
+    cr_expect_eq(fleet_stat(&f, "resends"), resends, "%s: a step had to be resent", what);
     cr_expect_eq(fleet_count_log(&f, "router-0", "step failed"), failed, "%s: a step failed", what);
 }
 
@@ -182,8 +137,8 @@ static void
 rebalance_until_moved(uint32_t id)
 {
     (void)id;
-    const double adopted = stat_of("adopted");
-    for (uint64_t since = 0; stat_of("adopted") == adopted;) {
+    const double adopted = fleet_stat(&f, "adopted");
+    for (uint64_t since = 0; fleet_stat(&f, "adopted") == adopted;) {
         rebalance();
         fleet_pause(&since, "a rebalance that finds something better");
     }
@@ -205,8 +160,8 @@ nothing(uint32_t id)
 static void
 print_step_times(const char *when)
 {
-    printf("steps while %s: median %.2f ms, p99 %.2f ms\n", when, stat_of("recent_p50_ms"),
-           stat_of("recent_p99_ms"));
+    printf("steps while %s: median %.2f ms, p99 %.2f ms\n", when, fleet_stat(&f, "recent_p50_ms"),
+           fleet_stat(&f, "recent_p99_ms"));
 }
 
 static void
@@ -234,8 +189,9 @@ go_through_everything(const char *exchange, const char *rate)
     during_steps("a worker for the dead one", add_worker, 1);
     during_steps("a rebalance at the end", rebalance_often, 5);
 
-    cr_expect_eq(stat_of("step_waits"), 0, "a step waited for a move");
-    printf("%s: without a host for at most %.3f s\n", exchange, stat_of("max_recovery_seconds"));
+    cr_expect_eq(fleet_stat(&f, "step_waits"), 0, "a step waited for a move");
+    printf("%s: without a host for at most %.3f s\n", exchange,
+           fleet_stat(&f, "max_recovery_seconds"));
     wait_metric("conclave:workers_lost_total", "workers_lost");
     wait_metric("conclave:experts_moved_total", "experts_moved");
     for (uint64_t since = 0; fleet_count_fds(&f, "router-0") > fds;)

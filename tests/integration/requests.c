@@ -8,7 +8,6 @@
 
 #include "common/hash.h"
 #include "common/strbuf.h"
-#include "tests/support/openai_pattern.h"
 
 #define BODY_BYTES_MAX 65536
 #define STREAM_BYTES_MAX ((size_t)8 << 20)
@@ -58,8 +57,8 @@ requests_add(request_set *set, const char *body)
     set->bodies[set->count++] = strdup(body);
 }
 
-void
-requests_make(request_set *out, uint32_t count, uint64_t seed)
+static void
+make(request_set *out, uint32_t count, uint64_t seed, bool mixed)
 {
     *out = (request_set){0};
     for (uint32_t i = 0; i < count; i++) {
@@ -67,12 +66,25 @@ requests_make(request_set *out, uint32_t count, uint64_t seed)
         strbuf_init(&body, BODY_BYTES_MAX);
         strbuf_puts(&body, "{\"prompt\":[");
         write_prompt(&body, i, &seed);
-        strbuf_printf(&body, "],\"logprobs\":3,\"seed\":%u,\"max_tokens\":%u,%s}", 1000 + i,
-                      8 + (unsigned)draw(&seed, 41), samplings[i % 5]);
+        strbuf_printf(&body, "],\"logprobs\":3,\"seed\":%u,\"max_tokens\":%u,%s%s}", 1000 + i,
+                      8 + (unsigned)draw(&seed, 41), samplings[i % 5],
+                      mixed && i % 2 == 1 ? ",\"stream\":true" : "");
         cr_assert(!body.failed);
         requests_add(out, body.text);
         strbuf_fini(&body);
     }
+}
+
+void
+requests_make(request_set *out, uint32_t count, uint64_t seed)
+{
+    make(out, count, seed, false);
+}
+
+void
+requests_make_mixed(request_set *out, uint32_t count, uint64_t seed)
+{
+    make(out, count, seed, true);
 }
 
 void
@@ -121,18 +133,23 @@ join_events(const char *body)
     return all.text;
 }
 
+char *
+answer_choices(const http_reply *reply)
+{
+    if (reply->status != 200) return NULL;
+    if (strncmp(reply->content_type, "text/event-stream", 17) == 0) return join_events(reply->body);
+    const char *begin = strstr(reply->body, "\"choices\":"),
+               *end = strstr(reply->body, ",\"usage\":");
+    return begin != NULL && end != NULL ? strndup(begin, (size_t)(end - begin)) : NULL;
+}
+
 static void
 take_answer(question *q, uint32_t i, answer_set *out)
 {
-    const char *body = q->reply.body, *begin = strstr(body, "\"choices\":"),
-               *end = strstr(body, ",\"usage\":");
+    const char *body = q->reply.body, *usage = strstr(body, ",\"usage\":");
     cr_expect_eq(q->reply.status, 200, "request %u: status %ld, %.300s", i, q->reply.status, body);
-    if (q->reply.status == 200 && strncmp(q->reply.content_type, "text/event-stream", 17) == 0) {
-        out->choices[i] = join_events(body);
-    } else if (q->reply.status == 200 && begin != NULL && end != NULL) {
-        out->choices[i] = strndup(begin, (size_t)(end - begin));
-        out->cached_tokens += number_after(end, "\"cached_tokens\":");
-    }
+    out->choices[i] = answer_choices(&q->reply);
+    if (usage != NULL) out->cached_tokens += number_after(usage, "\"cached_tokens\":");
     http_reply_fini(&q->reply);
 }
 

@@ -13,6 +13,8 @@
 
 #include <stdint.h>
 
+#include "tests/support/openai_pattern.h"
+
 #define REQUESTS_MAX 64
 
 typedef struct request_set {
@@ -30,6 +32,8 @@ typedef struct answer_set {
 /* An empty set is {0}. */
 void requests_add(request_set *set, const char *body);
 void requests_make(request_set *out, uint32_t count, uint64_t seed);
+/* The same, every second one a stream. */
+void requests_make_mixed(request_set *out, uint32_t count, uint64_t seed);
 void requests_free(request_set *set);
 
 /* One after the other. */
@@ -40,6 +44,8 @@ void requests_ask_begin(const request_set *set, const char *url);
 void requests_ask_end(const request_set *set, answer_set *out);
 void requests_ask_together(const request_set *set, const char *url, answer_set *out);
 void answers_free(answer_set *answers);
+/* What answer_set keeps of one; free() it.  NULL: not 200, or cut. */
+char *answer_choices(const http_reply *reply);
 
 /* Fail the test unless both are the same bytes; names the first difference. */
 void answers_expect_equal(const answer_set *got, const answer_set *want, const char *what);

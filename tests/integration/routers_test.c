@@ -1,11 +1,10 @@
 /* Several routers: the answers are those of one, under load, and through any router's death. */
 #include <criterion/criterion.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/integration/fleet.h"
+#include "tests/integration/fleet_events.h"
 #include "tests/integration/requests.h"
 
 #define REQUEST_COUNT (FLEET_QUICK ? 16u : 48u)
@@ -84,14 +83,6 @@ Test(routers, tensor_parallel_answers_are_the_same_for_two_routers)
     forget_reference();
 }
 
-static void
-kill_process(const char *name)
-{
-    fleet_process *p = fleet_find(&f, name);
-    kill(p->pid, SIGKILL);
-    cr_expect_eq(fleet_wait_exit(p), 128 + SIGKILL);
-}
-
 /* Killed under load, and started again behind it. */
 static void
 survive_router(uint32_t id)
@@ -104,7 +95,7 @@ survive_router(uint32_t id)
     for (uint64_t since = 0;
          fleet_router_metric(&f, "conclave:router_steps_total", id) < before + 3;)
         fleet_pause(&since, "steps of the router that is to die");
-    kill_process(name);
+    fleet_kill(fleet_find(&f, name));
     requests_ask_end(&requests, &got); /* the others alone */
     answers_expect_equal(&got, &want, name);
     answers_free(&got);
@@ -134,7 +125,7 @@ survive_workers(const char *router_flags)
         answer_set got;
         snprintf(name, sizeof name, "worker-%u", round);
         requests_ask_begin(&requests, f.url);
-        kill_process(name);
+        fleet_kill(fleet_find(&f, name));
         requests_ask_end(&requests, &got);
         answers_expect_equal(&got, &want, name);
         answers_free(&got);

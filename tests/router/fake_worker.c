@@ -199,6 +199,24 @@ on_stats(Conclave__Worker_Service *base, const Conclave__StatsRequest *r,
 }
 
 static void
+on_ping(Conclave__Worker_Service *base, const Conclave__PingRequest *r,
+        Conclave__PingReply_Closure closure, void *call)
+{
+    fake_worker *w = (fake_worker *)base;
+    (void)r;
+    const Conclave__PingReply reply = CONCLAVE__PING_REPLY__INIT;
+    pthread_mutex_lock(&w->lock);
+    const bool deaf = w->deaf != 0;
+    w->deaf -= deaf;
+    w->pings++;
+    pthread_mutex_unlock(&w->lock);
+    if (deaf)
+        rpc_fail(call, RPC_UNAVAILABLE, "told not to answer");
+    else
+        closure(&reply, call);
+}
+
+static void
 on_drain(Conclave__Worker_Service *base, const Conclave__DrainRequest *r,
          Conclave__DrainReply_Closure closure, void *call)
 {
@@ -265,6 +283,7 @@ fake_worker_start(fake_worker *w, const fake_worker_config *config)
     w->base.release = on_release;
     w->base.stats = on_stats;
     w->base.drain = on_drain;
+    w->base.ping = on_ping;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->changed, NULL);
     snprintf(w->url, sizeof w->url, "ipc://%s/c%u-%llu", config->dir, config->id,

@@ -58,6 +58,7 @@ typedef struct fake_worker {
     bool overlong_answer;  /* of Attach */
     bool hold, holding;    /* asked to hold dispatches; one is held */
     bool mute;             /* dispatches are taken and never answered */
+    uint32_t deaf;         /* so many pings fail */
     bool spoil_hashes;     /* its copies of experts are not those of others */
     uint64_t memory_bytes; /* what it registers with */
     rpc_call *hung_load;
@@ -67,7 +68,7 @@ typedef struct fake_worker {
     uint64_t epoch_asked;
     /* What it hosts by now, the first FAKE_EXPERTS_MAX ids; and the most at a time. */
     bool hosted[FAKE_EXPERTS_MAX];
-    uint32_t hosted_count, hosted_most, hosts, releases, drains;
+    uint32_t hosted_count, hosted_most, hosts, releases, drains, pings;
 } fake_worker;
 
 void fake_worker_start(fake_worker *w, const fake_worker_config *config);

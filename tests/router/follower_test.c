@@ -326,6 +326,55 @@ Test(follower, gives_up_whom_router_0_gave_up_and_takes_the_next_life)
     cr_expect_eq(workers[1].attaches, 2);
 }
 
+/* Until worker w has been asked so often. */
+static void
+wait_pings(uint32_t w, uint32_t count)
+{
+    for (uint32_t asked = 0; asked < count;) {
+        membership_update(m, 1);
+        pthread_mutex_lock(&workers[w].lock);
+        asked = workers[w].pings;
+        pthread_mutex_unlock(&workers[w].lock);
+    }
+}
+
+static void
+make_deaf(uint32_t w, uint32_t pings)
+{
+    pthread_mutex_lock(&workers[w].lock);
+    workers[w].deaf = pings;
+    pthread_mutex_unlock(&workers[w].lock);
+}
+
+Test(follower, gives_up_a_worker_that_hangs_while_router_0_is_away)
+{
+    start_all();
+    replicate_all();
+    follower_update(f, 0);
+    rpc_server_stop(server);
+    server = NULL;
+    wait_pings(0, 1);
+    wait_pings(1, 1);
+    make_deaf(1, UINT32_MAX);
+    while (strcmp(membership_worker(m, 1).state, "lost") != 0)
+        membership_update(m, 1);
+    cr_expect_str_eq(membership_worker(m, 0).state, "ready");
+    cr_expect(status_of(m).ready, "replicas of all are left");
+    expert_fleet fleet;
+    cr_assert(membership_enter(m, &fleet));
+    cr_expect_eq(count_hosts(&fleet), 1);
+    membership_leave(m);
+}
+
+Test(follower, one_unanswered_question_is_no_death)
+{
+    start_all();
+    wait_pings(1, 1);
+    make_deaf(1, 1);
+    wait_pings(1, 4);
+    cr_expect_str_eq(membership_worker(m, 1).state, "ready");
+}
+
 Test(follower, a_worker_that_its_own_step_lost_is_attached_anew)
 {
     start_all();

@@ -56,6 +56,10 @@ typedef struct http_reply {
 /* body NULL: GET unless method says otherwise.  key NULL: no Authorization. */
 http_reply http_call(const char *base_url, const char *method, const char *path, const char *body,
                      const char *key);
+/* The same; arrived(arg) is called whenever a part of the answer's body has come. */
+http_reply http_call_watched(const char *base_url, const char *method, const char *path,
+                             const char *body, const char *key, void (*arrived)(void *arg),
+                             void *arg);
 void http_reply_fini(http_reply *r);
 
 #endif

@@ -16,16 +16,25 @@
 
 /* ---- the client ---- */
 
+/* What an answer is written into. */
+typedef struct answer_sink {
+    http_reply *reply;
+    void (*arrived)(void *arg); /* or NULL */
+    void *arg;
+} answer_sink;
+
 static size_t
 take_body(char *bytes, size_t size, size_t n, void *user)
 {
-    http_reply *r = user;
+    const answer_sink *sink = user;
+    http_reply *r = sink->reply;
     char *grown = realloc(r->body, r->len + size * n + 1);
     if (grown == NULL) return 0;
     r->body = grown;
     memcpy(r->body + r->len, bytes, size * n);
     r->len += size * n;
     r->body[r->len] = '\0';
+    if (sink->arrived != NULL) sink->arrived(sink->arg);
     return size * n;
 }
 
@@ -52,7 +61,15 @@ http_reply
 http_call(const char *base_url, const char *method, const char *path, const char *body,
           const char *key)
 {
+    return http_call_watched(base_url, method, path, body, key, NULL, NULL);
+}
+
+http_reply
+http_call_watched(const char *base_url, const char *method, const char *path, const char *body,
+                  const char *key, void (*arrived)(void *arg), void *arg)
+{
     http_reply r = {0};
+    answer_sink sink = {&r, arrived, arg};
     char url[512], authorization[512];
     snprintf(url, sizeof url, "%s%s", base_url, path);
     CURL *curl = curl_easy_init();
@@ -67,7 +84,7 @@ http_call(const char *base_url, const char *method, const char *path, const char
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_TIMEOUT, CALL_SECONDS_MAX);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_body);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &r);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &sink);
     curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, take_header);
     curl_easy_setopt(curl, CURLOPT_HEADERDATA, &r);
     if (body != NULL) curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
