@@ -6,9 +6,11 @@
 #include "common/affinity.h"
 #include "common/cpu.h"
 #include "common/log.h"
+#include "common/notify.h"
 #include "common/program.h"
 #include "expert_worker/ffn.h"
 #include "expert_worker/service.h"
+#include "proto/control.h"
 
 static worker_service *running;
 
@@ -24,6 +26,7 @@ typedef struct options {
         *trace;
     int64_t worker_id, threads, expert_memory;
     bool profile;
+    control_options control;
 } options;
 
 static int
@@ -38,14 +41,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
 {
     const moe_dtype dtype = dtype_parse(o->dtype);
     char control_url[RUN_URL_MAX], router_url[RUN_URL_MAX], link_url[RUN_URL_MAX];
-    run_dir_url(run, "worker", (uint32_t)o->worker_id, control_url);
-    run_dir_url(run, "router", 0, router_url);
-    if (o->transport[0] == 't')
-        snprintf(link_url, sizeof link_url, "tcp://127.0.0.1:0");
-    else
-        snprintf(link_url, sizeof link_url, "ipc://%s/link-w%lld", run->path,
-                 (long long)o->worker_id);
-
+    control_plane control;
     kernel_table kernels;
     kernel_table_init(&kernels, cpu_flags());
     checkpoint *ckpt = NULL;
@@ -58,7 +54,12 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     const uint64_t incarnation = incarnation_draw();
     int rc = 1;
 
-    moe_err err = affinity_apply(o->cpu_affinity, (uint32_t)o->worker_id, eb);
+    moe_err err = control_open(&control, &o->control, run, 0, eb);
+    if (!err) err = control_worker_url(&control, (uint32_t)o->worker_id, control_url, eb);
+    if (err) goto done;
+    control_router_url(&control, 0, router_url);
+    control_link_url(&control, (uint32_t)o->worker_id, o->transport[0] == 't', link_url);
+    err = affinity_apply(o->cpu_affinity, (uint32_t)o->worker_id, eb);
     if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (err) goto done;
     identity_init(&id, ckpt, &kernels, dtype, dtype, dtype);
@@ -107,9 +108,11 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
+    notify_manager(NOTIFY_READY);
     err = worker_service_run(service, eb);
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
+    notify_manager(NOTIFY_STOPPING);
     rc = err ? 1 : 0;
 
 done:
@@ -150,6 +153,7 @@ main(int argc, char **argv)
          "say in the log, every 5 s and at the end, which share of the time each phase takes"},
         {"trace", NULL, FLAG_STRING, &o.trace, "", 0, 0, NULL, NULL,
          "file for a trace of every group, in Chrome's format; empty = none"},
+        CONTROL_FLAGS(&o.control),
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };

@@ -322,7 +322,7 @@ register_worker(worker_service *s, errbuf *eb)
     request.worker_id = s->config.worker_id;
     request.incarnation = s->config.incarnation;
     request.version = (char *)(uintptr_t)CONCLAVE_VERSION;
-    request.control_url = (char *)(uintptr_t)s->config.control_url;
+    request.control_url = (char *)(uintptr_t)rpc_server_url(s->server);
     request.host_id = (char *)(uintptr_t)id->host_id;
     request.model = (Conclave__ModelIdentity *)(uintptr_t)&id->model;
     request.numeric = (Conclave__NumericClass *)(uintptr_t)&id->numeric;

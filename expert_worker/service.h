@@ -17,7 +17,7 @@
 typedef struct worker_service worker_service;
 
 typedef struct worker_service_config {
-    const char *control_url; /* where this worker listens */
+    const char *control_url; /* where this worker listens; tcp://HOST:0 = any port */
     const char *router_url;  /* of router 0 */
     uint32_t worker_id;
     uint64_t incarnation;

@@ -5,17 +5,20 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/notify.h"
 #include "common/program.h"
 #include "frontend/engine_start.h"
 #include "frontend/fleet_metrics.h"
 #include "frontend/http.h"
 #include "model/checkpoint.h"
+#include "proto/control.h"
 
 typedef struct options {
     const char *model, *run_dir, *host, *served_name, *api_key, *log_level;
     int64_t port, seed, max_waiting, connections, grace_ms;
     int64_t routers, router_timeout_ms, move_after_ms, give_up_after_s;
     bool prefix_caching;
+    control_options control;
 } options;
 
 static const char *
@@ -53,13 +56,15 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
     metrics *m = NULL;
     engine *e = NULL;
     fleet_metrics *fleet = NULL;
+    control_plane control;
     http_server *http = NULL;
 
     if (strpbrk(name, "\"\\\n") != NULL) {
         LOG_ERROR("frontend", "--served-model-name must not hold quotes, backslashes or line ends");
         return 2;
     }
-    moe_err err = checkpoint_open(&ckpt, o->model, eb);
+    moe_err err = control_open(&control, &o->control, run, (uint32_t)o->routers, eb);
+    if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (!err) err = tokenizer_load(&tok, o->model, eb);
     if (!err) err = metrics_create(&m);
     if (err) goto done;
@@ -77,7 +82,7 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
                              .metrics = m,
                              .labels = labels};
     for (uint32_t r = 0; r < routers.router_count; r++) {
-        run_dir_url(run, "router", r, router_urls[r]);
+        control_router_url(&control, r, router_urls[r]);
         routers.router_urls[r] = router_urls[r];
     }
     err = engine_start(&e, &routers, eb);
@@ -98,7 +103,9 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
                      e, tok, eb);
     if (!err) {
         LOG_INFO("frontend", "listening url=http://%s:%u model=%s", o->host, http_port(http), name);
+        notify_manager(NOTIFY_READY);
         err = wait_for_end(e, signals, eb);
+        notify_manager(NOTIFY_STOPPING);
     }
 
 done:
@@ -147,6 +154,7 @@ main(int argc, char **argv)
          "how long running requests may finish when the process is asked to end"},
         {"enable-prefix-caching", NULL, FLAG_BOOL, &o.prefix_caching, "true", 0, 0, NULL, NULL,
          "share KV blocks of equal prefixes"},
+        CONTROL_FLAGS(&o.control),
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };

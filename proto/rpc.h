@@ -83,7 +83,7 @@ typedef struct rpc_server_options {
     size_t unpacked_bytes_max; /* of one unpacked request; 0 = 4 x message_bytes_max + 1 MiB */
     unsigned concurrency;      /* calls handled at a time, further ones wait; 0 = 8 */
     unsigned connection_max;   /* 0 = 256 */
-    const void *secret;        /* copied; NULL = none wanted */
+    const void *secret;        /* copied; NULL = rpc_secret_set_default(), or none wanted */
     size_t secret_bytes;       /* 1..RPC_SECRET_MAX */
 } rpc_server_options;
 
@@ -134,7 +134,7 @@ typedef struct rpc_client_options {
     size_t unpacked_bytes_max;   /* of one unpacked response; 0 = 4 x message_bytes_max + 1 MiB */
     unsigned concurrency;        /* calls under way at a time; 0 = 16 */
     uint32_t default_timeout_ms; /* 0 = RPC_TIMEOUT_MS_DEFAULT */
-    const void *secret;          /* copied; NULL = none */
+    const void *secret;          /* copied; NULL = rpc_secret_set_default(), or none */
     size_t secret_bytes;
     _Atomic uint32_t *lost_bell; /* bumped (common/futex.h) whenever a connection ends; NULL = none.
                                     Must live until the client is closed. */

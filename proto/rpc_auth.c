@@ -15,6 +15,22 @@ rpc_secret_set(rpc_secret *out, const void *bytes, size_t len, errbuf *eb)
     return MOE_OK;
 }
 
+static rpc_secret default_secret;
+
+moe_err
+rpc_secret_set_default(const void *bytes, size_t len, errbuf *eb)
+{
+    return rpc_secret_set(&default_secret, bytes, len, eb);
+}
+
+moe_err
+rpc_secret_set_own(rpc_secret *out, const void *bytes, size_t len, errbuf *eb)
+{
+    if (bytes != NULL) return rpc_secret_set(out, bytes, len, eb);
+    *out = default_secret;
+    return MOE_OK;
+}
+
 moe_err
 rpc_nonce_make(unsigned char nonce[RPC_NONCE_BYTES])
 {

@@ -9,7 +9,7 @@
  * one.  This keeps strangers out; it does not hide or protect what is sent: use it on networks
  * where nobody else can listen or alter.
  *
- * Threads: no shared state.
+ * Threads: no shared state but the default secret, which is set before threads are made.
  */
 #ifndef MOE_PROTO_RPC_AUTH_H
 #define MOE_PROTO_RPC_AUTH_H
@@ -33,6 +33,13 @@ typedef enum rpc_role { RPC_ROLE_SERVER, RPC_ROLE_CLIENT } rpc_role;
 
 /* bytes NULL: none.  MOE_ERANGE: not 1 to RPC_SECRET_MAX bytes. */
 moe_err rpc_secret_set(rpc_secret *out, const void *bytes, size_t len, errbuf *eb);
+
+/* The secret of servers and clients that are made without one of their own, from now on: a process
+ * of a cell has one, and a new client or server can't be forgotten.  Before any is made; bytes
+ * NULL: none.  Errors as rpc_secret_set(). */
+moe_err rpc_secret_set_default(const void *bytes, size_t len, errbuf *eb);
+/* rpc_secret_set(), or that default where bytes is NULL. */
+moe_err rpc_secret_set_own(rpc_secret *out, const void *bytes, size_t len, errbuf *eb);
 
 /* MOE_EIO: the system gives no random numbers. */
 moe_err rpc_nonce_make(unsigned char nonce[RPC_NONCE_BYTES]);

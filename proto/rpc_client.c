@@ -274,7 +274,7 @@ rpc_client_open(rpc_client **out, const rpc_client_options *opt, errbuf *eb)
     rpc_client *c = NULL;
     err = client_create(&c, opt);
     if (err == MOE_ENOMEM) err_set(eb, err, "%s: out of memory", opt->url);
-    if (err == MOE_OK) err = rpc_secret_set(&c->secret, opt->secret, opt->secret_bytes, eb);
+    if (err == MOE_OK) err = rpc_secret_set_own(&c->secret, opt->secret, opt->secret_bytes, eb);
     if (err == MOE_OK &&
         getrandom(&c->incarnation, sizeof c->incarnation, 0) != (ssize_t)sizeof c->incarnation)
         err = err_set(eb, MOE_EIO, "no random numbers from the system");

@@ -293,7 +293,7 @@ rpc_server_start(rpc_server **out, const rpc_server_options *opt, errbuf *eb)
     rpc_server *s = NULL;
     err = server_create(&s, opt);
     if (err != MOE_OK) err_set(eb, err, "%s: out of memory", opt->url);
-    if (err == MOE_OK) err = rpc_secret_set(&s->secret, opt->secret, opt->secret_bytes, eb);
+    if (err == MOE_OK) err = rpc_secret_set_own(&s->secret, opt->secret, opt->secret_bytes, eb);
     if (err == MOE_OK) err = server_listen(s, eb);
     if (err == MOE_OK) err = start_keeper(s, eb);
     if (err != MOE_OK) {

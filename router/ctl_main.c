@@ -9,6 +9,7 @@
 
 #include "common/program.h"
 #include "exchange/wire.h"
+#include "proto/control.h"
 #include "proto/rpc.h"
 
 #define CALL_TIMEOUT_MS 3000
@@ -20,6 +21,7 @@ enum { METHOD_STATS = 4, METHOD_DRAIN_WORKERS = 6, METHOD_REBALANCE = 7 };
 typedef struct options {
     const char *model, *run_dir, *log_level, *drain;
     bool no_model, json, rebalance;
+    control_options control;
 } options;
 
 /* "3,4,5" into out [WORKER_MAX]; returns how many, 0: not a list. */
@@ -188,6 +190,7 @@ main(int argc, char **argv)
          "look at the placement of experts now, and adopt whatever is better"},
         {"drain", NULL, FLAG_STRING, &o.drain, "", 0, 0, NULL, NULL,
          "ids of workers (3,4) that are to go: their experts move first, then they end"},
+        CONTROL_FLAGS(&o.control),
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "warn", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
     };
@@ -206,12 +209,16 @@ main(int argc, char **argv)
     if (rc == PROGRAM_GO_ON) {
         errbuf eb = {{0}};
         char url[RUN_URL_MAX];
-        rpc_client *client;
+        rpc_client *client = NULL;
+        control_plane control;
         program_log(&p, "ctl");
-        run_dir_url(&dir, "router", 0, url);
-        moe_err err = rpc_client_open(
-            &client, &(rpc_client_options){.url = url, .service = &conclave__router__descriptor},
-            &eb);
+        moe_err err = control_open(&control, &o.control, &dir, 0, &eb);
+        if (!err) {
+            control_router_url(&control, 0, url);
+            err = rpc_client_open(
+                &client,
+                &(rpc_client_options){.url = url, .service = &conclave__router__descriptor}, &eb);
+        }
         if (!err) err = run(&o, client, &eb);
         if (err) fprintf(stderr, "conclave-ctl: %s\n", eb.text);
         rpc_client_close(client);

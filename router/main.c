@@ -8,7 +8,9 @@
 #include "common/affinity.h"
 #include "common/cpu.h"
 #include "common/log.h"
+#include "common/notify.h"
 #include "common/program.h"
+#include "proto/control.h"
 #include "router/balancer.h"
 #include "router/eplb_config.h"
 #include "router/follower.h"
@@ -55,6 +57,7 @@ typedef struct options {
         max_num_batched_tokens, max_model_len, num_kv_blocks, micro_batches, threads,
         worker_timeout_ms, eplb_move_mbps;
     bool eplb, profile, print_run_id;
+    control_options control;
 } options;
 
 /* This router's part of a total of the cell: equal parts, the first routers' larger by the rest. */
@@ -156,8 +159,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
 {
     kernel_table kernels;
     kernel_table_init(&kernels, cpu_flags());
-    char control_url[RUN_URL_MAX];
-    run_dir_url(run, "router", (uint32_t)o->router_id, control_url);
+    char control_url[RUN_URL_MAX], leader_url[RUN_URL_MAX];
+    control_plane control;
     const uint64_t incarnation = incarnation_draw();
     checkpoint *ckpt = NULL;
     pool *threads = NULL;
@@ -175,10 +178,12 @@ serve(const options *o, const run_dir *run, errbuf *eb)
 
     const bool follows = o->router_id != 0;
     follower *follow = NULL;
-    char leader_url[RUN_URL_MAX];
-    run_dir_url(run, "router", 0, leader_url);
     moe_err err = check_shares(o, eb);
-    if (!err) err = affinity_apply(o->cpu_affinity, (uint32_t)o->router_id, eb);
+    if (!err) err = control_open(&control, &o->control, run, (uint32_t)o->routers, eb);
+    if (err) goto done;
+    control_router_url(&control, (uint32_t)o->router_id, control_url);
+    control_router_url(&control, 0, leader_url);
+    err = affinity_apply(o->cpu_affinity, (uint32_t)o->router_id, eb);
     if (!err) err = checkpoint_open(&ckpt, o->model, eb);
     if (!err && o->trace[0] != '\0')
         err = trace_open(&traced,
@@ -314,6 +319,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
+    notify_manager(NOTIFY_READY);
     while (!atomic_load(&stopping)) {
         if (follows)
             follower_update(follow, UPDATE_MS);
@@ -322,6 +328,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
     }
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
+    notify_manager(NOTIFY_STOPPING);
 
 done:
     if (err) LOG_ERROR("router", "%s", eb->text);
@@ -413,6 +420,7 @@ main(int argc, char **argv)
          "file for a trace of every step, in Chrome's format; empty = none"},
         {"log-level", NULL, FLAG_CHOICE, &o.log_level, "info", 0, 0, "error|warn|info|debug", NULL,
          "what is logged"},
+        CONTROL_FLAGS(&o.control),
         {"print-run-id", NULL, FLAG_BOOL, &o.print_run_id, "false", 0, 0, NULL, NULL,
          "print the 16 digits that shared-memory names of --run-dir carry, and exit"},
     };
