@@ -9,6 +9,8 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BIN=${CONCLAVE_BIN_DIR:-$ROOT/build/bin}
+# What starts and stops fleets: deploy/conclave, or deploy/slurm/conclave.sh over the nodes of a job.
+FLEET=${CONCLAVE_FLEET:-$ROOT/deploy/conclave}
 
 usage() {
     cat <<'TEXT'
@@ -208,7 +210,7 @@ set -euo pipefail
 CONCLAVE_ROOT=\${CONCLAVE_ROOT:-$ROOT}
 MODEL=\${1:-$model} PORT=\${2:-8000} BATCH_TOKENS=\${3:-$tokens} MAX_SEQS=\${4:-$seqs}
 MAX_MODEL_LEN=\${5:-$max_model_len} EP_SIZE=\${6:-$cell_workers}
-exec "\$CONCLAVE_ROOT/deploy/conclave" up --run-dir "\${RUN_DIR:-/tmp/conclave-study-\$UID-\$PORT}" \\
+exec "\${CONCLAVE_FLEET:-\$CONCLAVE_ROOT/deploy/conclave}" up --run-dir "\${RUN_DIR:-/tmp/conclave-study-\$UID-\$PORT}" \\
     --model "\$MODEL" --port "\$PORT" --workers "\$EP_SIZE" --max-num-seqs "\$MAX_SEQS" \\
     --max-num-batched-tokens "\$BATCH_TOKENS" --max-model-len "\$MAX_MODEL_LEN" \\
     \${TRACE_DIR:+--trace "\$TRACE_DIR"} $(server_options)
@@ -311,7 +313,7 @@ make_folders() {
 
 child=""
 
-stop_fleet() { "$ROOT/deploy/conclave" down --run-dir "$run_dir" >/dev/null 2>&1 || true; }
+stop_fleet() { "$FLEET" down --run-dir "$run_dir" >/dev/null 2>&1 || true; }
 
 finish() {
     trap '' INT TERM HUP
@@ -497,7 +499,7 @@ command_run() {
     if [[ -z $max_model_len ]] || ((max_model_len > 4096)); then max_model_len=4096; fi
     top_k=$(config_value num_experts_per_tok)
     [[ -n $top_k ]] || die "--model: config.json has no num_experts_per_tok"
-    run_dir=$(mktemp -d /tmp/conclave-study.XXXXXX)
+    run_dir=$(mktemp -d "${CONCLAVE_STUDY_TMP:-/tmp}/conclave-study.XXXXXX")
     trap 'finish; rm -rf "$run_dir".*' EXIT
     trap 'say "interrupted; the same command goes on"; exit 130' INT HUP
     trap 'say "interrupted; the same command goes on"; exit 143' TERM
