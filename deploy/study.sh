@@ -15,7 +15,7 @@ FLEET=${CONCLAVE_FLEET:-$ROOT/deploy/conclave}
 usage() {
     cat <<'TEXT'
 usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid, then report
-       deploy/study.sh report DIR                                  build report.html again
+       deploy/study.sh report DIR [--png]                          build report.html again; pictures
        deploy/study.sh list [--quick] --model DIR --out DIR        the cells, one a line
 
   --quick          six cells, two repeats, short loads
@@ -540,8 +540,9 @@ command_list() {
 
 case ${1:-} in
 report)
-    [[ $# == 2 && -d $2 ]] || die "usage: deploy/study.sh report DIR"
-    exec "$BIN/conclave-study" report "$2"
+    [[ $# == 2 || (${3:-} == --png && $# == 3) ]] && [[ -d $2 ]] || die "usage: deploy/study.sh report DIR [--png]"
+    "$BIN/conclave-study" report "$2"
+    if (($# == 3)); then "$ROOT/deploy/study_png.sh" "$2"; fi
     ;;
 list) command_list "${@:2}" ;;
 *) command_run "$@" ;;
