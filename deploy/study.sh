@@ -9,6 +9,8 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BIN=${CONCLAVE_BIN_DIR:-$ROOT/build/bin}
+# What starts and stops fleets: deploy/conclave, or deploy/slurm/conclave.sh over the nodes of a job.
+FLEET=${CONCLAVE_FLEET:-$ROOT/deploy/conclave}
 # shellcheck source=deploy/study_grid.sh
 . "$ROOT/deploy/study_grid.sh"
 # shellcheck source=deploy/study_folders.sh
@@ -17,7 +19,7 @@ BIN=${CONCLAVE_BIN_DIR:-$ROOT/build/bin}
 usage() {
     cat <<'TEXT'
 usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid, then report
-       deploy/study.sh report DIR                                  build report.html again
+       deploy/study.sh report DIR [--png]                          build report.html again; pictures
        deploy/study.sh list [options]                              the cells, one a line
 
   --plan           print the cells and how long they will take, and end
@@ -124,7 +126,7 @@ free_port() {
 REQUESTS_MIN=8 # of a run: medians of fewer say nothing
 child=""
 
-stop_fleet() { "$ROOT/deploy/conclave" down --run-dir "$run_dir" >/dev/null 2>&1 || true; }
+stop_fleet() { "$FLEET" down --run-dir "$run_dir" >/dev/null 2>&1 || true; }
 
 finish() {
     trap '' INT TERM HUP
@@ -346,7 +348,7 @@ command_run() {
     if [[ -z $max_model_len ]] || ((max_model_len > 4096)); then max_model_len=4096; fi
     top_k=$(config_value num_experts_per_tok)
     [[ -n $top_k ]] || die "--model: config.json has no num_experts_per_tok"
-    run_dir=$(mktemp -d /tmp/conclave-study.XXXXXX)
+    run_dir=$(mktemp -d "${CONCLAVE_STUDY_TMP:-/tmp}/conclave-study.XXXXXX")
     trap 'finish; rm -rf "$run_dir".*' EXIT
     trap 'say "interrupted; the same command goes on"; exit 130' INT HUP
     trap 'say "interrupted; the same command goes on"; exit 143' TERM
@@ -388,8 +390,9 @@ command_list() {
 
 case ${1:-} in
 report)
-    [[ $# == 2 && -d $2 ]] || die "usage: deploy/study.sh report DIR"
-    exec "$BIN/conclave-study" report "$2"
+    [[ $# == 2 || (${3:-} == --png && $# == 3) ]] && [[ -d $2 ]] || die "usage: deploy/study.sh report DIR [--png]"
+    "$BIN/conclave-study" report "$2"
+    if (($# == 3)); then "$ROOT/deploy/study_png.sh" "$2"; fi
     ;;
 list) command_list "${@:2}" ;;
 *) command_run "$@" ;;

@@ -31,7 +31,7 @@ set -euo pipefail
 CONCLAVE_ROOT=\${CONCLAVE_ROOT:-$ROOT}
 MODEL=\${1:-$model} PORT=\${2:-8000} BATCH_TOKENS=\${3:-$tokens} MAX_SEQS=\${4:-$seqs}
 MAX_MODEL_LEN=\${5:-$max_model_len} EP_SIZE=\${6:-$cell_workers}
-exec "\$CONCLAVE_ROOT/deploy/conclave" up --run-dir "\${RUN_DIR:-/tmp/conclave-study-\$UID-\$PORT}" \\
+exec "\${CONCLAVE_FLEET:-\$CONCLAVE_ROOT/deploy/conclave}" up --run-dir "\${RUN_DIR:-/tmp/conclave-study-\$UID-\$PORT}" \\
     --model "\$MODEL" --port "\$PORT" --workers "\$EP_SIZE" --max-num-seqs "\$MAX_SEQS" \\
     --max-num-batched-tokens "\$BATCH_TOKENS" --max-model-len "\$MAX_MODEL_LEN" \\
     \${TRACE_DIR:+--trace "\$TRACE_DIR"} $(server_options)

@@ -156,6 +156,36 @@ server_count_tokens(server *s, const char *model, const char *text, int64_t *cou
 }
 
 moe_err
+server_get_routed_experts(server *s, const char *model, const char *prompt_json, routed_ids *out,
+                          errbuf *eb)
+{
+    *out = (routed_ids){0};
+    strbuf_reset(&s->request);
+    strbuf_puts(&s->request, "{\"model\":");
+    strbuf_json_string(&s->request, model, strlen(model));
+    strbuf_puts(&s->request, ",\"max_tokens\":1,\"temperature\":0,\"return_routed_experts\":true,"
+                             "\"prompt\":");
+    strbuf_puts(&s->request, prompt_json);
+    strbuf_puts(&s->request, "}");
+    cJSON *root;
+    moe_err err = call(s, "/v1/completions", true, &root, eb);
+    if (err) return err;
+    const cJSON *choices = cJSON_GetObjectItemCaseSensitive(root, "choices");
+    const cJSON *first = cJSON_IsArray(choices) ? choices->child : NULL;
+    const cJSON *routed = cJSON_GetObjectItemCaseSensitive(first, "routed_experts");
+    if (!cJSON_IsString(routed))
+        err = err_set(eb, MOE_EUNSUPPORTED,
+                      "%s/v1/completions does not tell which experts a prompt used "
+                      "(return_routed_experts)",
+                      s->base_url);
+    else
+        err = routed_ids_read(routed->valuestring, strlen(routed->valuestring), out, eb);
+    if (err && err != MOE_EUNSUPPORTED) err_wrap(eb, err, "routed_experts");
+    cJSON_Delete(root);
+    return err;
+}
+
+moe_err
 server_get_version(server *s, char **out, errbuf *eb)
 {
     *out = NULL;

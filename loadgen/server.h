@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "loadgen/npy_read.h"
 
 typedef struct server server;
 
@@ -27,6 +28,12 @@ moe_err server_get_model(server *s, char **out, errbuf *eb);
 /* POST /tokenize: how many tokens the text is as a prompt. */
 moe_err server_count_tokens(server *s, const char *model, const char *text, int64_t *count,
                             errbuf *eb);
+
+/* POST /v1/completions with "return_routed_experts": which experts the tokens of a prompt used.
+ * prompt_json: a string, or an array of token ids.  On MOE_OK release with routed_ids_fini().
+ * MOE_EUNSUPPORTED: the server answers, but does not tell. */
+moe_err server_get_routed_experts(server *s, const char *model, const char *prompt_json,
+                                  routed_ids *out, errbuf *eb);
 
 /* GET /version: the server's description of itself as JSON text; free() *out. */
 moe_err server_get_version(server *s, char **out, errbuf *eb);

@@ -120,9 +120,9 @@ read_line(const char *line, size_t len, trace_row_fn fn, void *ctx, errbuf *eb)
     cJSON *root;
     moe_err err = json_parse(line, len, &root, eb);
     if (err) return err;
-    trace_row row = {.layer = -1};
+    trace_row row = {.layer = -1, .text = line, .text_len = len};
     err = read_row(root, &row, eb);
-    if (!err && row.kind != TRACE_ROW_OTHER) err = fn(ctx, &row, eb);
+    if (!err) err = fn(ctx, &row, eb);
     free(row.expert_tokens);
     cJSON_Delete(root);
     return err;

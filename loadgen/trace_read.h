@@ -22,7 +22,7 @@
 #define TRACE_LINE_BYTES_MAX (2u << 20)
 
 typedef enum trace_row_kind {
-    TRACE_ROW_OTHER, /* lines for viewers only */
+    TRACE_ROW_OTHER, /* for viewers only */
     TRACE_ROW_HEAD,  /* who wrote the file */
     TRACE_ROW_SPAN,
     TRACE_ROW_DISPATCH_SENT,
@@ -45,6 +45,8 @@ typedef struct trace_row {
     uint32_t id;           /* head */
     uint32_t expert_count; /* experts */
     double *expert_tokens; /* [expert_count]; valid during the call */
+    const char *text;      /* [text_len] the line without its comma; valid during the call */
+    size_t text_len;
 } trace_row;
 
 typedef moe_err (*trace_row_fn)(void *ctx, const trace_row *row, errbuf *eb);

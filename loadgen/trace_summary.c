@@ -158,6 +158,7 @@ on_first(void *ctx, const trace_row *row, errbuf *eb)
 {
     reader *r = ctx;
     trace_summary *s = r->s;
+    if (row->kind == TRACE_ROW_OTHER) return MOE_OK;
     if (row->kind != TRACE_ROW_HEAD && !r->head.seen)
         return err_set(eb, MOE_EINVAL, "the first event must say who wrote the file");
     if (row->worker >= s->worker_count && row->kind >= TRACE_ROW_DISPATCH_SENT &&

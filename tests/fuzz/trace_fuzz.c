@@ -1,13 +1,37 @@
-/* trace_fuzz: bytes of a trace file (--trace); what can be read is summarized and written. */
+/* trace_fuzz: bytes of a trace file (--trace); what can be read is summarized, written and merged.
+ */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/json.h"
+#include "loadgen/trace_merge.h"
 #include "loadgen/trace_summary.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* Whatever is merged is JSON. */
+static void
+merge(const char *const *paths)
+{
+    static trace_align align;
+    errbuf eb = {{0}};
+    if (trace_align_read(&align, paths, 1, &eb) != MOE_OK) {
+        if (eb.text[0] == '\0') abort();
+        return;
+    }
+    char *text = NULL;
+    size_t len;
+    cJSON *root;
+    FILE *to = open_memstream(&text, &len);
+    if (to == NULL || trace_merge(&align, paths, 1, to, &eb) != MOE_OK) abort();
+    fclose(to);
+    if (json_parse(text, len, &root, &eb) != MOE_OK) abort();
+    cJSON_Delete(root);
+    free(text);
+}
 
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -33,6 +57,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     } else if (eb.text[0] == '\0') {
         abort();
     }
+    merge(paths);
     close(fd);
     return 0;
 }
