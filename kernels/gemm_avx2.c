@@ -223,7 +223,8 @@ nibbles4(__m256i sum, __m256i u, __m256i a)
 }
 
 KERNEL_INLINE void
-int4_group(gemm_chunk c, const char *w, const char *scales, uint32_t g, float *acc, int rows)
+int4_group(gemm_chunk c, const char *w, const char *scales, const char *next, uint32_t g,
+           float *acc, int rows)
 {
     KEEP_IN_MEMORY;
     const __m256i mask = _mm256_set1_epi8(0xf), ones = _mm256_set1_epi16(1);
@@ -233,6 +234,7 @@ int4_group(gemm_chunk c, const char *w, const char *scales, uint32_t g, float *a
     {
         const __m256i *p = (const __m256i *)(const void *)(w + v * 64);
         const __m256i both0 = _mm256_load_si256(p), both1 = _mm256_load_si256(p + 1);
+        __builtin_prefetch(next + v * c.next_step, 0, 2);
         __m256i u0 = _mm256_and_si256(both0, mask), u1 = _mm256_and_si256(both1, mask);
         EACH_ROW(r, const __m256i x = broadcast4(row_at(c, r)->q + g * GROUP_INT4 + v * 4);
                  s[2 * r] = nibbles4(s[2 * r], u0, x);
@@ -257,12 +259,12 @@ int4_pass(gemm_chunk c, int rows, int tiles)
 {
     const size_t block = 576;
     const char *w = c.w, *next = c.next;
-    for (uint32_t g = 0; g < c.count / GROUP_K; g++, w += block) {
-        EACH_TILE(t, const char *wt = w + t * c.tile_bytes; float *acc = c.acc + t * ACC_TILE;
-                  int4_group(c, wt, wt + 512, 2 * g, acc, rows);
-                  int4_group(c, wt + 256, wt + 512 + 32, 2 * g + 1, acc, rows);)
-        for (int line = 0; line < 9; line++, next += c.next_step)
-            prefetch_tiles(c, next, tiles);
+    for (uint32_t g = 0; g < c.count / GROUP_K; g++, w += block, next += 9 * c.next_step) {
+        EACH_TILE(t, const char *wt = w + t * c.tile_bytes, *nt = next + t * c.tile_bytes;
+                  float *acc = c.acc + t * ACC_TILE;
+                  int4_group(c, wt, wt + 512, nt, 2 * g, acc, rows);
+                  int4_group(c, wt + 256, wt + 512 + 32, nt + 4 * c.next_step, 2 * g + 1, acc, rows);
+                  __builtin_prefetch(nt + 8 * c.next_step, 0, 2);)
     }
 }
 

@@ -61,20 +61,27 @@ gemm_one_item(void *arg)
 static void
 fill_weights(moe_dtype dtype, char *w, size_t bytes)
 {
-    const size_t block = GROUP_K * TILE_N + TILE_N * sizeof(float); /* packed.h */
     if (dtype == DTYPE_F32) {
         for (size_t i = 0; i < bytes / 4; i++)
             ((float *)(void *)w)[i] = bench_float(i);
-    } else if (dtype == DTYPE_BF16) {
+        return;
+    }
+    if (dtype == DTYPE_BF16) {
         for (size_t i = 0; i < bytes / 2; i++)
             ((uint16_t *)(void *)w)[i] = bf16_from_float(bench_float(i));
-    } else {
-        for (size_t i = 0; i < bytes; i++)
-            w[i] = (char)(signed char)(bench_float(i) * 127);
-        for (size_t at = 0; at + block <= bytes; at += block) {
-            float *scale = (float *)(void *)(w + at + GROUP_K * TILE_N);
-            for (int j = 0; j < TILE_N; j++)
-                scale[j] = 0.01f;
+        return;
+    }
+    for (size_t i = 0; i < bytes; i++)
+        w[i] = (char)(signed char)(bench_float(i) * 127);
+    /* Each block of packed.h ends in its scales. */
+    const size_t block = tile_bytes(dtype, GROUP_K);
+    const size_t scales = dtype == DTYPE_INT8 ? TILE_N * sizeof(float) : 2 * TILE_N * 2;
+    for (size_t end = block; end <= bytes; end += block) {
+        for (size_t at = end - scales; at < end; at += sizeof(float)) {
+            if (dtype == DTYPE_INT8)
+                memcpy(w + at, &(float){0.01f}, sizeof(float));
+            else
+                memcpy(w + at, (uint16_t[2]){0x2000, 0x2000}, sizeof(float)); /* 2^-7 */
         }
     }
 }
