@@ -260,11 +260,11 @@ int4_pass(gemm_chunk c, int rows, int tiles)
     const size_t block = 576;
     const char *w = c.w, *next = c.next;
     for (uint32_t g = 0; g < c.count / GROUP_K; g++, w += block, next += 9 * c.next_step) {
-        EACH_TILE(t, const char *wt = w + t * c.tile_bytes, *nt = next + t * c.tile_bytes;
-                  float *acc = c.acc + t * ACC_TILE;
-                  int4_group(c, wt, wt + 512, nt, 2 * g, acc, rows);
-                  int4_group(c, wt + 256, wt + 512 + 32, nt + 4 * c.next_step, 2 * g + 1, acc, rows);
-                  __builtin_prefetch(nt + 8 * c.next_step, 0, 2);)
+        EACH_TILE(
+            t, const char *wt = w + t * c.tile_bytes, *nt = next + t * c.tile_bytes;
+            float *acc = c.acc + t * ACC_TILE; int4_group(c, wt, wt + 512, nt, 2 * g, acc, rows);
+            int4_group(c, wt + 256, wt + 512 + 32, nt + 4 * c.next_step, 2 * g + 1, acc, rows);
+            __builtin_prefetch(nt + 8 * c.next_step, 0, 2);)
     }
 }
 
