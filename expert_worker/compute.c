@@ -171,6 +171,16 @@ compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_exper
     return MOE_OK;
 }
 
+bool
+compute_keep(compute *c, uint64_t epoch, uint32_t row_max)
+{
+    pthread_mutex_lock(&c->lock);
+    const bool fits = c->store != NULL && row_max <= c->row_max;
+    if (fits) c->epoch = epoch;
+    pthread_mutex_unlock(&c->lock);
+    return fits;
+}
+
 void
 compute_get_stats(compute *c, compute_stats *out)
 {

@@ -39,6 +39,10 @@ void compute_stop(compute *c);
 moe_err compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_experts,
                      uint32_t row_max, errbuf *eb);
 
+/* Go on with the store that is there, for a router that starts anew.  False: there is none, or
+ * row_max is larger than before. */
+bool compute_keep(compute *c, uint64_t epoch, uint32_t row_max);
+
 void compute_get_stats(compute *c, compute_stats *out);
 
 /* Put dispatches of one layer side by side, in the order in which they were taken: several routers'

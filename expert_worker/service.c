@@ -26,6 +26,13 @@ typedef struct job {
     rpc_call *call;
 } job;
 
+/* What a Load has come to. */
+typedef struct loaded {
+    uint64_t bytes;
+    uint32_t *others; /* [other_count] hosted beside what was asked for; owned */
+    size_t other_count;
+} loaded;
+
 struct worker_service {
     worker_service_config config;
     Conclave__Worker_Service rpc; /* first: handlers get it back as a ProtobufCService */
@@ -151,8 +158,54 @@ on_ping(Conclave__Worker_Service *rpc, const Conclave__PingRequest *request,
     closure(&reply, data);
 }
 
+/* Ids that are hosted and not among these [count], rising, into others [L * E]; returns how many.
+ */
+static size_t
+list_others(const worker_service *s, const expert_store *store, const uint32_t *experts,
+            size_t count, uint32_t *others)
+{
+    const uint32_t num_experts = s->limits.num_experts;
+    size_t found = 0, at = 0;
+    for (uint32_t id = 0; id < s->limits.num_layers * num_experts; id++) {
+        const bool asked = at < count && experts[at] == id;
+        at += asked;
+        if (!asked && expert_store_slot(store, id / num_experts, id % num_experts) != NULL)
+            others[found++] = id;
+    }
+    return found;
+}
+
+/* Host what is lacking beside what is there.  False: all must be loaded anew. */
+static bool
+load_beside(worker_service *s, const Conclave__LoadRequest *r, const expert_layout *layout,
+            loaded *out)
+{
+    errbuf eb;
+    expert_store *store = r->keep ? compute_store(s->config.compute) : NULL;
+    if (store == NULL || memcmp(expert_store_layout(store), layout, sizeof *layout) != 0)
+        return false;
+    const store_growth growth = {
+        .checkpoint = s->config.checkpoint,
+        .cache = {s->config.packed_cache, s->config.identity->model.fingerprint},
+        .memory_bytes = s->config.memory_bytes,
+        .pool = s->config.load_pool,
+        .cancel = &s->stopping};
+    out->others =
+        calloc((size_t)s->limits.num_layers * s->limits.num_experts + 1, sizeof *out->others);
+    if (out->others == NULL ||
+        expert_store_host(store, &growth, r->experts, (uint32_t)r->n_experts, &eb) != MOE_OK ||
+        !compute_keep(s->config.compute, r->epoch, r->row_max))
+        return false;
+    out->bytes = expert_store_bytes(store);
+    out->other_count = list_others(s, store, r->experts, r->n_experts, out->others);
+    LOG_INFO("store", "experts kept epoch=%llu experts=%zu others=%zu bytes=%llu",
+             (unsigned long long)r->epoch, r->n_experts, out->other_count,
+             (unsigned long long)out->bytes);
+    return true;
+}
+
 static moe_err
-load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
+load(worker_service *s, const Conclave__LoadRequest *r, loaded *out, errbuf *eb)
 {
     const model_config *config = checkpoint_config(s->config.checkpoint);
     if (r->tp_ranks == 0 || r->tp_ranks > WORKER_MAX || r->tp_rank >= r->tp_ranks)
@@ -169,20 +222,21 @@ load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf 
         return err_set(
             eb, MOE_ENOMEM, "%zu experts of %zu bytes need %llu bytes more than --expert-memory",
             r->n_experts, layout.slot_bytes, (unsigned long long)(want - s->config.memory_bytes));
+    if (load_beside(s, r, &layout, out)) return MOE_OK;
     const uint64_t start = clock_now_ns();
     const weight_cache cache = {s->config.packed_cache, s->config.identity->model.fingerprint};
     expert_store *store;
     moe_err err = expert_store_load(&store, s->config.checkpoint, cache, &layout, r->experts,
                                     (uint32_t)r->n_experts, s->config.load_pool, &s->stopping, eb);
     if (err) return err;
-    *bytes = expert_store_bytes(store);
+    out->bytes = expert_store_bytes(store);
     err = compute_load(s->config.compute, store, r->epoch, config->num_experts, r->row_max, eb);
     if (err) {
         expert_store_free(store);
         return err;
     }
     LOG_INFO("store", "experts loaded epoch=%llu experts=%zu slice=%u..%u bytes=%llu load_ms=%llu",
-             (unsigned long long)r->epoch, r->n_experts, begin, end, (unsigned long long)*bytes,
+             (unsigned long long)r->epoch, r->n_experts, begin, end, (unsigned long long)out->bytes,
              (unsigned long long)((clock_now_ns() - start) / NS_PER_MS));
     return MOE_OK;
 }
@@ -242,13 +296,16 @@ run_job(worker_service *s, const job *j)
         reply.url = answer.url;
         if (!err) rpc_reply(j->call, &reply.base);
     } else {
-        uint64_t bytes = 0;
+        loaded now = {0};
         moves_pause(s->moves); /* the store is replaced */
-        err = load(s, j->request, &bytes, &eb);
+        err = load(s, j->request, &now, &eb);
         moves_resume(s->moves);
         Conclave__LoadReply reply = CONCLAVE__LOAD_REPLY__INIT;
-        reply.bytes_hosted = bytes;
+        reply.bytes_hosted = now.bytes;
+        reply.n_others = now.other_count;
+        reply.others = now.others;
         if (!err) rpc_reply(j->call, &reply.base);
+        free(now.others);
     }
     if (err) {
         LOG_ERROR("control", "%s failed: %s", j->attach ? "attach" : "load", eb.text);

@@ -55,12 +55,24 @@ begin_load(bring_up_call *call)
     load.tp_rank = tp ? id : 0;
     load.tp_ranks = tp ? m->config.worker_count : 1;
     load.row_max = l->token_max * l->top_k;
+    load.keep = !tp;
     load.n_experts = count;
     load.experts = call->experts;
     call->worker.experts_hosted = (uint32_t)count;
     call->load =
         rpc_call_begin(call->client, METHOD_LOAD, &load.base, m->config.load_timeout_ms, NULL);
     if (call->load == NULL) call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
+}
+
+/* What it hosts beside: it is released as surplus, once no router uses it. */
+static void
+note_others(bring_up_call *call, const Conclave__LoadReply *reply)
+{
+    const size_t ids = call->m->id_count;
+    uint32_t *count = &call->worker.experts_hosted;
+    for (size_t i = 0; i < reply->n_others && *count < ids; i++) {
+        if (reply->others[i] < ids) call->experts[(*count)++] = reply->others[i];
+    }
 }
 
 static void
@@ -74,7 +86,9 @@ end_load(bring_up_call *call)
     call->err = rpc_pending_finish(call->load, &response, NULL, &call->eb);
     call->load = NULL;
     if (call->err) return;
-    call->worker.bytes_hosted = ((const Conclave__LoadReply *)(const void *)response)->bytes_hosted;
+    const Conclave__LoadReply *reply = (const void *)response;
+    call->worker.bytes_hosted = reply->bytes_hosted;
+    note_others(call, reply);
     rpc_response_free(response);
 }
 

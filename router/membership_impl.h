@@ -41,7 +41,7 @@ typedef struct bring_up_call {
     worker worker; /* what it was when this began, and what it then hosts */
     rpc_client *client;
     rpc_pending *load; /* under way */
-    uint32_t *experts; /* [worker.experts_hosted] asked for; owned */
+    uint32_t *experts; /* [L * E]: worker.experts_hosted that it hosts when it has loaded; owned */
     errbuf eb;
     moe_err err;
 } bring_up_call;

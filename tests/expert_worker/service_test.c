@@ -362,6 +362,39 @@ Test(service, loads_what_it_is_told_and_reports_it)
     rpc_response_free(response);
 }
 
+static void
+expect_loaded(const Conclave__LoadRequest *r, size_t others, uint32_t first_other, uint32_t hosted)
+{
+    ProtobufCMessage *response;
+    cr_assert_eq(call(METHOD_LOAD, &r->base, &response), RPC_OK, "%s", eb.text);
+    const Conclave__LoadReply *reply = (const void *)response;
+    cr_expect_eq(reply->n_others, others);
+    if (others != 0 && reply->n_others == others) cr_expect_eq(reply->others[0], first_other);
+    rpc_response_free(response);
+    const Conclave__StatsRequest ask = CONCLAVE__STATS_REQUEST__INIT;
+    cr_assert_eq(call(METHOD_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
+    cr_expect_eq(((const Conclave__WorkerStats *)(const void *)response)->experts_hosted, hosted);
+    rpc_response_free(response);
+}
+
+Test(service, keeps_what_it_hosts_when_a_router_that_starts_again_lets_it)
+{
+    static uint32_t other_experts[] = {1, 3};
+    start_running();
+    Conclave__LoadRequest r = good_load();
+    expect_loaded(&r, 0, 0, 2);
+    r.keep = true;
+    expect_loaded(&r, 0, 0, 2);
+    r.experts = other_experts;
+    expect_loaded(&r, 1, 0, 3); /* 1 and 3, and 0 is still there */
+    r.keep = false;
+    expect_loaded(&r, 0, 0, 2);
+    r.keep = true;
+    r.row_max *= 2; /* its buffers are too small: all is loaded anew */
+    r.experts = good_load().experts;
+    expect_loaded(&r, 0, 0, 2);
+}
+
 Test(service, refuses_a_load_that_makes_no_sense_and_keeps_what_it_has)
 {
     start_running();
