@@ -204,7 +204,9 @@ main_slurm() {
         need_count control-port "$control_port" 1 65000
         [[ -z $router_cpus ]] || need_count router-cpus "$router_cpus" 1 4096
         [[ -z $worker_cpus ]] || need_count worker-cpus "$worker_cpus" 1 4096
-        [[ -n $router_cpus || -z $worker_cpus ]] && [[ -n $worker_cpus || -z $router_cpus ]] || die "--router-cpus and --worker-cpus go together"
+        if [[ -n $router_cpus && -z $worker_cpus || -z $router_cpus && -n $worker_cpus ]]; then
+            die "--router-cpus and --worker-cpus go together"
+        fi
     fi
     main "$command" "$@"
 }

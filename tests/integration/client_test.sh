@@ -9,6 +9,7 @@ ROOT=$1
 export CONCLAVE_BIN_DIR=$2
 venv=$3/client-venv
 unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_API_KEY
+. "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_ORG_ID OPENAI_PROJECT_ID
 
 skip() {
@@ -35,15 +36,7 @@ finish() {
 }
 trap finish EXIT
 
-# Below the range from which the kernel takes ports for outgoing connections; another program may
-# still be faster.
-for ((i = 0; i < 5; i++)); do
-    port=$((20000 + RANDOM % 12000))
-    if "$ROOT/deploy/conclave" up --run-dir "$work/run" --model "$ROOT/models/demo" \
-        --port "$port" --api-key sk-of-the-test 2>"$work/up"; then
-        break
-    fi
-done
+up_demo "$work" --api-key sk-of-the-test || true # the client then says what it met
 NO_PROXY=127.0.0.1 "$venv/bin/python" "$ROOT/tests/integration/client_test.py" \
     "http://127.0.0.1:$port/v1" sk-of-the-test || {
     cat "$work/up" "$work"/run/*.log

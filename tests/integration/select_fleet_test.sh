@@ -16,12 +16,7 @@ finish() {
 }
 trap finish EXIT
 
-# Below the range from which the kernel takes ports for outgoing connections; another program may
-# still be faster.
-for ((i = 0; i < 5; i++)); do
-    port=$((20000 + RANDOM % 12000))
-    if "$ROOT/deploy/conclave" up --run-dir "$work/run" --model "$ROOT/models/demo" --port "$port" 2>"$work/up"; then break; fi
-done
+up_demo "$work" || fail "no fleet: $(cat "$work/up")"
 choose() {
     "$CONCLAVE_BIN_DIR/conclave-select" --base-url "http://127.0.0.1:$port" --dataset-path "$ROOT/loadgen/data/domains.json" \
         --num-candidates 48 --num-prompts 8 --output-len 4 "$@"

@@ -40,16 +40,6 @@ finish() {
 }
 trap finish EXIT
 
-# wait_for SECONDS COMMAND...: until it is true; 1: it never was.
-wait_for() {
-    local deadline=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        if ((SECONDS >= deadline)); then return 1; fi
-        sleep 0.1
-    done
-}
-
 no_jobs() { [[ -z $(squeue -h) ]]; }
 holds() { grep -qF -- "$1" "$2" 2>/dev/null; }
 

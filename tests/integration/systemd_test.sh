@@ -14,16 +14,6 @@ units=$ROOT/deploy/systemd
 for name in $(compgen -e CONCLAVE_); do unset "$name"; done
 . "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 
-# wait_for SECONDS COMMAND...: until it is true; 1: it never was.
-wait_for() {
-    local deadline=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        if ((SECONDS >= deadline)); then return 1; fi
-        sleep 0.1
-    done
-}
-
 finish_checks() {
     if ((failures)); then
         echo "$failures checks failed"
