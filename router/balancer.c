@@ -95,24 +95,36 @@ measure_step_ns(balancer *b)
     return ns;
 }
 
+/* The first worker of its host. */
+static uint32_t
+host_of(const balancer *b, uint32_t w)
+{
+    const member *members = b->view.members;
+    uint32_t first = 0;
+    while (strcmp(members[first].host_id, members[w].host_id) != 0)
+        first++;
+    return first;
+}
+
 /* Ask workers what they measured, and compare them.  Returns the ns of a row, the mean over those
  * that answer; 0: not known. */
 static double
 measure_workers(balancer *b)
 {
     double sum = 0, scratch[WORKER_MAX];
-    uint32_t count = 0;
+    uint32_t count = 0, hosts[WORKER_MAX];
     errbuf eb;
     for (uint32_t w = 0; w < b->view.worker_end; w++) {
         worker_work work;
-        b->workers[w].rate = 0;
+        hosts[w] = host_of(b, w);
+        b->workers[w].work = b->workers[w].busy_ns = 0;
         if (!b->view.members[w].ready) continue;
         if (mover_ask_work(b->mover, &b->view.members[w], &work, &eb) || work.rows == 0) continue;
         worker_speed_note(&b->workers[w], &work);
         sum += (double)work.busy_ns / (double)work.rows;
         count++;
     }
-    worker_speed_compare(b->workers, b->view.worker_end, b->speeds, scratch);
+    worker_speed_compare(b->workers, b->view.worker_end, hosts, b->speeds, scratch);
     return count == 0 ? 0 : sum / count;
 }
 
