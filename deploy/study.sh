@@ -26,7 +26,7 @@ usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid,
                    for models that are slow here
   --repeats N      runs of each cell (3; 2 with --quick, 5 with --point); more may be added later
   --seconds N      how long a run's load is held and counted (5; 3 with --quick, 12 with --point)
-  --ramp N         seconds before that which are not counted (2; 1 with --quick, 8 with --point)
+  --ramp N         seconds before and after that which are not counted (2; 1 with --quick, 8 with --point)
   --minutes N      begin nothing more after that time; the same command goes on
   --cells REGEX    only cells whose folder's name matches
   --workers N      expert workers of the grid's cells (4)
@@ -102,9 +102,10 @@ parse() {
     if [[ $model_name == . ]]; then model_name=$(basename "$model"); fi
     [[ $model != *[\'\"\$\`\\]* ]] || die "--model: quotes in the path"
     if [[ -d $out ]]; then out=$(realpath -e -- "$out"); fi
-    # A run: `warmups` requests, then a load that is held for `ramp` and `seconds`, of which the ramp is
-    # not counted, then the end of what is under way.  Answers are short, so that a short run has many.
-    warmups=8 random_output_len=$((point ? 48 : 16)) random_ratio=$((point ? 5 : 0))e-1 prompts=$((100 * (ramp + seconds)))
+    # A run: `warmups` requests, then a load that is held for `ramp`, `seconds` and `ramp` again, of which
+    # only the middle counts: in the last part the load stays up while counted requests end.  Then what
+    # is under way ends.  Answers are short, so that a short run has many.
+    warmups=8 random_output_len=$((point ? 48 : 16)) random_ratio=$((point ? 5 : 0))e-1 prompts=$((100 * (2 * ramp + seconds)))
 }
 
 free_port() {
@@ -172,14 +173,19 @@ skip_cell() {
 # number_of KEY RESULT: the first with this key; series further down have some of the names, too.
 number_of() { grep -o "\"$1\": *[0-9.]*" "$2" | sed -n '1s/.*: *//p'; }
 
-figures() { echo "$(number_of output_throughput "$1") $(number_of median_tpot_ms "$1")"; }
+# Output tokens per second, of the window where there is one, and TPOT.
+figures() {
+    local rate
+    rate=$(number_of steady_output_throughput "$1") || true
+    echo "${rate:-$(number_of output_throughput "$1")} $(number_of median_tpot_ms "$1")"
+}
 
 # A slow fleet may have ended too few requests, or none, of those that count.
 check_result() {
     local completed
     completed=$(number_of completed "$1")
     if ((${completed:-0} >= REQUESTS_MIN)); then return 0; fi
-    echo "only ${completed:-0} requests count, of those sent in the $seconds s after the first $ramp s: it takes a longer --ramp or --seconds"
+    echo "only ${completed:-0} requests count, of those sent in the $seconds s that count: it takes a longer --ramp or --seconds"
     return 1
 }
 
