@@ -28,7 +28,7 @@ usage: deploy/study.sh [--quick] --model DIR --out DIR [options]   run the grid,
                    for models that are slow here
   --repeats N      runs of each cell (3; 2 with --quick, 5 with --point); more may be added later
   --seconds N      how long a run's load is held and counted (5; 3 with --quick, 12 with --point)
-  --ramp N         seconds before that which are not counted (2; 1 with --quick, 8 with --point)
+  --ramp N         seconds before and after that which are not counted (2; 1 with --quick, 8 with --point)
   --minutes N      begin nothing more after that time; the same command goes on
   --cells REGEX    only cells whose folder's name matches
   --workers N      expert workers of the grid's cells (4)
@@ -104,9 +104,10 @@ parse() {
     if [[ $model_name == . ]]; then model_name=$(basename "$model"); fi
     [[ $model != *[\'\"\$\`\\]* ]] || die "--model: quotes in the path"
     if [[ -d $out ]]; then out=$(realpath -e -- "$out"); fi
-    # A run: `warmups` requests, then a load that is held for `ramp` and `seconds`, of which the ramp is
-    # not counted, then the end of what is under way.  Answers are short, so that a short run has many.
-    warmups=8 random_output_len=$((point ? 48 : 16)) random_ratio=$((point ? 5 : 0))e-1 prompts=$((100 * (ramp + seconds)))
+    # A run: `warmups` requests, then a load that is held for `ramp`, `seconds` and `ramp` again, of which
+    # only the middle counts: in the last part the load stays up while counted requests end.  Then what
+    # is under way ends.  Answers are short, so that a short run has many.
+    warmups=8 random_output_len=$((point ? 48 : 16)) random_ratio=$((point ? 5 : 0))e-1 prompts=$((100 * (2 * ramp + seconds)))
 }
 
 free_port() {
@@ -123,7 +124,7 @@ free_port() {
 
 # ---------------------------------------------------------------- running
 
-REQUESTS_MIN=8 # of a run: medians of fewer say nothing
+REQUESTS_MIN=5 # of a run: medians of fewer say nothing
 child=""
 
 stop_fleet() { "$FLEET" down --run-dir "$run_dir" >/dev/null 2>&1 || true; }
@@ -174,33 +175,41 @@ skip_cell() {
 # number_of KEY RESULT: the first with this key; series further down have some of the names, too.
 number_of() { grep -o "\"$1\": *[0-9.]*" "$2" | sed -n '1s/.*: *//p'; }
 
-figures() { echo "$(number_of output_throughput "$1") $(number_of median_tpot_ms "$1")"; }
+# Output tokens per second, of the window where there is one, and TPOT.
+figures() {
+    local rate
+    rate=$(number_of steady_output_throughput "$1") || true
+    echo "${rate:-$(number_of output_throughput "$1")} $(number_of median_tpot_ms "$1")"
+}
 
-# A slow fleet may have ended too few requests, or none, of those that count.
-check_result() {
-    local completed
-    completed=$(number_of completed "$1")
-    if ((${completed:-0} >= REQUESTS_MIN)); then return 0; fi
-    echo "only ${completed:-0} requests count, of those sent in the $seconds s after the first $ramp s: it takes a longer --ramp or --seconds"
-    return 1
+# Are there requests enough among those that count?  No command substitution here and in run_load:
+# bash 5.2 can't run the trap of a signal that comes during one.
+has_requests() {
+    local completed=0
+    read -r completed < <(number_of completed "$1") || true
+    ((${completed:-0} >= REQUESTS_MIN))
 }
 
 # run_load ROUND: the load of the cell that was read, on the fleet that runs.
 run_load() {
-    local status=0 part=$folder/results_json/.part started=$SECONDS
-        local arguments=("$dataset" "$input_len" "$port")
+    local status=0 part=$folder/results_json/.part started=$SECONDS longer
+    local arguments=("$dataset" "$input_len" "$port")
     if [[ $load == engine ]]; then arguments=("$model"); fi
-    RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 run_child bash "$folder/client.sh" "${arguments[@]}" \
-        >"$folder/logs/r$1-client.log" 2>&1 || status=$?
+    # A slow or busy machine may end too few requests in that time: then it is held longer.
+    for longer in 1 3 9; do
+        RESULT_DIR=$part RESULT=r$1 SEED=$1 ROUND=$1 WARMUP_S=$((ramp * longer)) SECONDS_HELD=$((seconds * longer)) \
+            run_child bash "$folder/client.sh" "${arguments[@]}" >"$folder/logs/r$1-client.log" 2>&1 || status=$?
+        if ((status)) || has_requests "$part/r$1.json"; then break; fi
+        say "round $1 of $name: fewer than $REQUESTS_MIN requests count in $((seconds * longer)) s"
+        if ((longer == 9)); then status=1; fi
+    done
     keep_logs "r$1"
-    if ((!status)); then check_result "$part/r$1.json" >>"$folder/logs/r$1-client.log" || status=1; fi
     if ((status)); then
         say "FAILED round $1 of $name: see logs/r$1-client.log"
         failed=$((failed + 1))
         rm -rf "$part"
         return 0
     fi
-    # No command substitution: bash 5.2 can't run the trap of a signal that comes during one.
     local rate='?' tpot='?'
     read -r rate tpot < <(figures "$part/r$1.json") || true
     done_runs=$((done_runs + 1))

@@ -46,7 +46,8 @@ write_client() {
 #   DATASET      sharegpt (the study's filter), uniform or khot (domains of domains.json), random
 #                token ids, repetitive (random, of eight different ids)
 #   INPUT_LEN    of random and repetitive prompts, tokens
-#   NUM_PROMPTS  no more than that; the load is held for a time (WARMUP_S + SECONDS_HELD, in s)
+#   NUM_PROMPTS  no more than that; the load is held for a time: SECONDS_HELD that count, and WARMUP_S
+#                before and after them, in s
 #   RESULT_DIR, RESULT, SEED, OUTPUT_LEN   of the run; by default answers have their own length, at
 #                most 96 tokens, and those to random prompts $random_output_len
 set -euo pipefail
@@ -74,7 +75,7 @@ for ((i = 0; i < 30; i++)); do
 done
 exec "\${CONCLAVE_BIN_DIR:-\$CONCLAVE_ROOT/build/bin}/conclave-loadgen" --port "\$PORT" "\${load[@]}" \\
     --num-prompts "\$NUM_PROMPTS" --max-concurrency $concurrency --ignore-eos --num-warmups $warmups \\
-    --warmup-seconds "\$WARMUP_S" --max-seconds \$((WARMUP_S + SECONDS_HELD)) \\
+    --warmup-seconds "\$WARMUP_S" --cooldown-seconds "\$WARMUP_S" --max-seconds \$((2 * WARMUP_S + SECONDS_HELD)) \\
     --seed "\${SEED:-0}" --no-progress --save-result --result-dir "\${RESULT_DIR:-\$here/results_json}" \\
     --result-filename "\${RESULT:-\$(date +%Y%m%d-%H%M%S)}.json" \\
     --metadata "load=$load" "cell=$mode $seqs $tokens $eplb $load $extra" "round=\${ROUND:-0}"
@@ -124,8 +125,8 @@ deploy/conclave down --run-dir /tmp/conclave-study-\$UID-8000
 Both take their settings as arguments, too: see their first lines. CONCLAVE_ROOT names the project's folder.
 
 - The server is warm: $warmups requests go before each run and are not measured. Prefix caching is off: the runs repeat prompts.
-- A run holds $concurrency requests in flight for $((ramp + seconds)) s and counts those sent after the first $ramp s; what is under way then
-  is finished and counted, but throughput is of the $seconds s only.
+- A run holds $concurrency requests in flight for $((2 * ramp + seconds)) s, and counts those that are sent in the $seconds s in the middle: $ramp s
+  before them fill the queue, and those after them keep the load up until most of the counted ones have ended.
 - \`results_json/rN.json\` is round N. The study's rounds visit all cells, forwards and backwards in turn.
 - \`traces/\` is from a run of its own, so that tracing is not within the figures: one file a process, and summary.json
   (of router 0's steps). Not every cell is traced.

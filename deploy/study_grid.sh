@@ -159,7 +159,7 @@ write_plan() {
         for ((n = 1; n <= repeats; n++)); do
             if [[ -f $folder/results_json/r$n.json ]]; then left=$((left - 1)); fi
         done
-        kind_guess_s=$((ramp + seconds + 6))
+        kind_guess_s=$((2 * ramp + seconds + 6))
         seconds_of run "$name"
         printf '%-64s %5d %6d.%d\n' "$name" "$left" $((tenths / 10)) $((tenths % 10))
         total=$((total + left * tenths)) all_left=$((all_left + left)) runs=$((runs + repeats))

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "loadgen/markup.h"
@@ -156,6 +157,27 @@ traced(const study_cell *c, const char *key)
     return cJSON_IsNumber(item) ? item->valuedouble : NAN;
 }
 
+static double
+card_number(const study_cell *c, const char *path)
+{
+    return strtod(study_get(c, path), NULL);
+}
+
+/* What perfect balance could save of a step, and whether it can at all. */
+static void
+put_prospect(const study_cell *c, FILE *to)
+{
+    const double most = traced(c, "expert_fraction") * (1 - traced(c, "balancedness"));
+    const bool share = card_number(c, "conclave.workers") * card_number(c, "conclave.threads") >
+                       card_number(c, "workload.hardware.xpu_spec.total_count");
+    study_put_share(most, to);
+    fprintf(to, "<td class=\"l\">%s</td>",
+            share                      ? "<span class=\"no\">no: workers share cores</span>"
+            : !isfinite(most)          ? "not known"
+            : most < BINDING_SHARE_MIN ? "<span class=\"no\">hardly: too little to win</span>"
+                                       : "yes");
+}
+
 /* Did balancing act?  Of the cells that are there to show it. */
 void
 study_put_eplb(const study *s, FILE *to)
@@ -169,15 +191,16 @@ study_put_eplb(const study *s, FILE *to)
             (!on && strcmp(load, "balanced") != 0 && strcmp(load, "skewed") != 0))
             continue;
         if (!open)
-            fputs("<h2 id=\"eplb\">Did EPLB act?</h2>\n<p>Means over the runs, from the server's "
-                  "counters and its own balancedness before and after a run. Waiting for the "
-                  "fullest: the share of a traced step in which the router waits for the last "
-                  "worker beyond the mean of all; below 5 % balance has nothing to win, and the "
-                  "cell is marked.</p>\n<div class=\"tables\"><table><tr><th>cell</th><th>EPLB</th>"
-                  "<th>placements adopted</th><th>experts moved</th><th>balancedness before</th>"
-                  "<th>after</th><th>waiting for the fullest</th><th class=\"l\">can act</th>"
-                  "</tr>\n",
-                  to);
+            fputs(
+                "<h2 id=\"eplb\">Did EPLB act?</h2>\n<p>Means over the runs, from the server's "
+                "counters and its own balancedness before and after a run. Most to win: the share "
+                "of a traced step in which the router waits for experts' products x (1 - "
+                "balancedness). Where workers have fewer cores than threads, a full one takes "
+                "nothing from an idle one, and balance can't act.</p>\n<div class=\"tables\">"
+                "<table><tr><th>cell</th><th>EPLB</th><th>placements adopted</th><th>experts "
+                "moved</th><th>balancedness before</th><th>after</th><th>most to win</th><th "
+                "class=\"l\">can act</th></tr>\n",
+                to);
         open = true;
         fputs("<tr>", to);
         study_put_cell_name(c, "server.sh", to);
@@ -190,12 +213,8 @@ study_put_eplb(const study *s, FILE *to)
             study_put_number(mean_of(c, columns[k]), to);
             fputs("</td>", to);
         }
-        const double straggler = traced(c, "straggler_fraction");
-        study_put_share(straggler, to);
-        fprintf(to, "<td class=\"l\">%s</td></tr>\n",
-                !isfinite(straggler)            ? "not known"
-                : straggler < BINDING_SHARE_MIN ? "<span class=\"no\">no: nothing waits</span>"
-                                                : "yes");
+        put_prospect(c, to);
+        fputs("</tr>\n", to);
     }
     if (open) fputs("</table></div>\n", to);
 }
