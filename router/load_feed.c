@@ -17,6 +17,7 @@ struct load_feed {
     size_t cells;
     routing_stats *stats; /* the step thread's */
     uint32_t since_snapshot;
+    _Atomic uint64_t steps;
     _Atomic bool due;
 
     pthread_mutex_t lock; /* guards the snapshot; the step thread only tries it */
@@ -145,6 +146,7 @@ void
 load_feed_add(load_feed *f, uint64_t step, const uint64_t *totals)
 {
     const bool due = routing_stats_add_totals(f->stats, totals);
+    atomic_store_explicit(&f->steps, routing_stats_steps(f->stats), memory_order_relaxed);
     if (f->writing) queue_for_trace(f, step);
     f->since_snapshot++;
     if ((due || f->since_snapshot >= SNAPSHOT_STEPS) && pthread_mutex_trylock(&f->lock) == 0) {
@@ -166,6 +168,12 @@ load_feed_take(load_feed *f, uint64_t *rows)
     const uint32_t steps = f->snapshot_steps;
     pthread_mutex_unlock(&f->lock);
     return steps;
+}
+
+uint64_t
+load_feed_steps(const load_feed *f)
+{
+    return atomic_load_explicit(&f->steps, memory_order_relaxed);
 }
 
 bool

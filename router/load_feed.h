@@ -36,6 +36,8 @@ void load_feed_add(load_feed *f, uint64_t step, const uint64_t *totals);
 
 /* The window's sums as they were left last, rows [L * E]; returns the steps in them, 0: none. */
 uint32_t load_feed_take(load_feed *f, uint64_t *rows);
+/* Steps added since the start. */
+uint64_t load_feed_steps(const load_feed *f);
 /* Have step_interval steps passed since this last said so? */
 bool load_feed_is_due(load_feed *f);
 
