@@ -433,7 +433,7 @@ drop_plan(scheduler *s)
 static bool
 uses_cache(const scheduler *s, const seq *q)
 {
-    return s->config.prefix_caching && !q->params.prompt_logprobs;
+    return s->config.prefix_caching && !q->params.prompt_logprobs && !q->params.routed_experts;
 }
 
 /* Start the first waiting sequence if there are blocks for all tokens it has, not just the first
