@@ -7,7 +7,7 @@
 
 #include "frontend/parking.h"
 #include "tests/frontend/http_fixture.h"
-#include "tests/frontend/npy.h"
+#include "tests/support/npy.h"
 #include "tests/support/paths.h"
 
 #define COMPLETIONS "/v1/completions"

@@ -3,7 +3,7 @@
 #include <criterion/criterion.h>
 
 #include "frontend/routed_experts.h"
-#include "tests/frontend/npy.h"
+#include "tests/support/npy.h"
 
 TestSuite(routed_experts, .timeout = 10);
 

@@ -1,6 +1,6 @@
 /* npy: what a client of return_routed_experts does: base64 back to a NumPy file, and its array. */
-#ifndef MOE_TESTS_FRONTEND_NPY_H
-#define MOE_TESTS_FRONTEND_NPY_H
+#ifndef MOE_TESTS_SUPPORT_NPY_H
+#define MOE_TESTS_SUPPORT_NPY_H
 
 #include <criterion/criterion.h>
 #include <stdint.h>
