@@ -53,34 +53,46 @@ ask(const admin_context *c, router_method method, const ProtobufCMessage *reques
     return NULL;
 }
 
-static int
-answer_json(int status, moe_err err, const errbuf *eb, cJSON *root, strbuf *out, api_error *error)
+static moe_err
+to_json(router_method method, const ProtobufCMessage *reply, cJSON **out, errbuf *eb)
 {
-    char *text = err ? NULL : fleet_json_text(root);
-    cJSON_Delete(root);
-    if (text != NULL) strbuf_puts(out, text);
-    if (text == NULL) {
-        api_error_set(error, 500, NULL, "%s", err ? eb->text : "out of memory");
-        status = 0;
+    switch (method) {
+    case ROUTER_PLACEMENT: return fleet_json_placement((const void *)reply, out, eb);
+    case ROUTER_ROUTING: return fleet_json_routing((const void *)reply, out, eb);
+    default: return fleet_json_stats((const void *)reply, out, eb);
     }
-    free(text);
-    return status;
 }
 
 /* ---- reading ---- */
+
+/* The router's reply to a call, as JSON. */
+static int
+show(const admin_context *c, router_method method, const ProtobufCMessage *request, strbuf *out,
+     api_error *error)
+{
+    ProtobufCMessage *reply = ask(c, method, request, error);
+    if (reply == NULL) return 0;
+    errbuf eb = {{0}};
+    cJSON *root;
+    const moe_err err = to_json(method, reply, &root, &eb);
+    rpc_response_free(reply);
+    char *text = err ? NULL : fleet_json_text(root);
+    cJSON_Delete(root);
+    if (text != NULL)
+        strbuf_puts(out, text);
+    else
+        api_error_set(error, 500, NULL, "router 0: %s", err ? eb.text : "out of memory");
+    const bool good = text != NULL;
+    free(text);
+    return good ? 200 : 0;
+}
 
 static int
 get_status(const admin_context *c, const strbuf *body, strbuf *out, api_error *error)
 {
     (void)body;
     const Conclave__StatsRequest request = CONCLAVE__STATS_REQUEST__INIT;
-    ProtobufCMessage *response = ask(c, ROUTER_STATS, &request.base, error);
-    if (response == NULL) return 0;
-    errbuf eb = {{0}};
-    cJSON *root;
-    const moe_err err = fleet_json_stats((const void *)response, &root, &eb);
-    rpc_response_free(response);
-    return answer_json(200, err, &eb, root, out, error);
+    return show(c, ROUTER_STATS, &request.base, out, error);
 }
 
 static int
@@ -88,13 +100,7 @@ get_placement(const admin_context *c, const strbuf *body, strbuf *out, api_error
 {
     (void)body;
     const Conclave__PlacementRequest request = CONCLAVE__PLACEMENT_REQUEST__INIT;
-    ProtobufCMessage *response = ask(c, ROUTER_PLACEMENT, &request.base, error);
-    if (response == NULL) return 0;
-    errbuf eb = {{0}};
-    cJSON *root;
-    const moe_err err = fleet_json_placement((const void *)response, &root, &eb);
-    rpc_response_free(response);
-    return answer_json(200, err, &eb, root, out, error);
+    return show(c, ROUTER_PLACEMENT, &request.base, out, error);
 }
 
 static int
@@ -102,13 +108,7 @@ get_routing(const admin_context *c, const strbuf *body, strbuf *out, api_error *
 {
     (void)body;
     const Conclave__RoutingRequest request = CONCLAVE__ROUTING_REQUEST__INIT;
-    ProtobufCMessage *response = ask(c, ROUTER_ROUTING, &request.base, error);
-    if (response == NULL) return 0;
-    errbuf eb = {{0}};
-    cJSON *root;
-    const moe_err err = fleet_json_routing((const void *)response, &root, &eb);
-    rpc_response_free(response);
-    return answer_json(200, err, &eb, root, out, error);
+    return show(c, ROUTER_ROUTING, &request.base, out, error);
 }
 
 /* ---- changing ---- */

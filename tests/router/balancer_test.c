@@ -336,8 +336,11 @@ Test(balancer, is_overdue_when_it_has_not_looked_at_the_load_for_two_intervals)
     balance.balance.step_interval = 40;
     start_fleet(2, 0);
     cr_expect_not(report().overdue);
+    feed_skewed(39);
+    while (report().balancedness > 0.9) /* until it has seen the window */
+        tick();
     hold_workers(true); /* who is asked to host something does not answer */
-    feed_skewed(40);
+    feed_skewed(1);
     while (report().decisions == 0)
         tick();
     feed_skewed(79);
