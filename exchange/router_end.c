@@ -22,7 +22,8 @@ typedef struct place_state {
     uint32_t seq;       /* of the last dispatch */
     uint32_t row_count; /* that an OK answer must have */
     uint32_t mode;
-    wire_hdr answer; /* private copy */
+    uint64_t answered_ns; /* when the answer was found */
+    wire_hdr answer;      /* private copy */
 } place_state;
 
 typedef struct worker_slot {
@@ -315,6 +316,7 @@ accept_answer(router_end *re, uint32_t worker, uint32_t micro_batch, errbuf *eb)
     worker_slot *slot = &re->slots[worker];
     place_state *ps = &slot->places[micro_batch];
     ps->answer = link_place_at(&slot->memory, micro_batch)->result;
+    ps->answered_ns = clock_now_ns();
     ps->outcome = REFUSED;
     set_in_flight(re, micro_batch, worker, false);
 
@@ -419,4 +421,11 @@ router_end_result_hdr(router_end *re, uint32_t worker, uint32_t micro_batch)
     assert(worker < WORKER_MAX && micro_batch < re->limits.micro_batch_max);
     const place_state *ps = &re->slots[worker].places[micro_batch];
     return ps->outcome == ANSWERED || ps->outcome == REFUSED ? &ps->answer : NULL;
+}
+
+uint64_t
+router_end_result_ns(const router_end *re, uint32_t worker, uint32_t micro_batch)
+{
+    assert(worker < WORKER_MAX && micro_batch < re->limits.micro_batch_max);
+    return re->slots[worker].places[micro_batch].answered_ns;
 }

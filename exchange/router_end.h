@@ -97,5 +97,7 @@ moe_err router_end_settle(router_end *re, uint64_t deadline_ns, uint32_t *missin
 const float *router_end_result(router_end *re, uint32_t worker, uint32_t micro_batch);
 /* The result's header (busy_ns, status): a private copy.  NULL if nothing was answered. */
 const wire_hdr *router_end_result_hdr(router_end *re, uint32_t worker, uint32_t micro_batch);
+/* When wait() found it, in clock_now_ns() time. */
+uint64_t router_end_result_ns(const router_end *re, uint32_t worker, uint32_t micro_batch);
 
 #endif

@@ -48,6 +48,9 @@ choice_init(choice *c, const completion_request *request, const completion_promp
     strbuf_init(&c->piece, PIECE_BYTES_MAX);
     strbuf_init(&c->text, text_max);
     logprobs_text_init(&c->logprobs, text_max);
+    if (c->params.routed_experts)
+        routed_experts_init(&c->routed, &request->routing, request->routed_start,
+                            prompt->count + prompt->max_tokens);
 
     if (request->echo) strbuf_append(&c->text, prompt->text, prompt->text_len);
     /* With prompt logprobs the prompt's tokens go through detok one by one as their events come:
@@ -68,6 +71,7 @@ choice_fini(choice *c)
     strbuf_fini(&c->piece);
     strbuf_fini(&c->text);
     logprobs_text_fini(&c->logprobs);
+    routed_experts_fini(&c->routed);
 }
 
 static void
@@ -134,6 +138,8 @@ choice_push(choice *c, const gen_event *event)
     if (event->cached_tokens > c->cached_tokens) c->cached_tokens = event->cached_tokens;
     if (event->kind == GEN_PROMPT_LOGPROBS) {
         if (c->params.prompt_logprobs) push_prompt_logprobs(c, event);
+    } else if (event->kind == GEN_ROUTED) {
+        routed_experts_put(&c->routed, event->position, event->routed, event->routed_count);
     } else if (event->kind == GEN_TOKEN && push_token(c, event)) {
         c->finish = FINISH_STOP;
         return true;
@@ -178,6 +184,11 @@ print_rest(const choice *c, strbuf *out)
         strbuf_printf(out, ",\"finish_reason\":\"%s\"", finish);
     strbuf_puts(out, ",\"stop_reason\":");
     print_stop_reason(c, out);
+    if (c->params.routed_experts && c->finish != FINISH_NONE) {
+        strbuf_puts(out, ",\"routed_experts\":");
+        /* The last token was sampled, and nothing computed from it. */
+        routed_experts_print(&c->routed, c->prompt->count + c->completion_tokens - 1, out);
+    }
     strbuf_puts(out, "}");
 }
 
@@ -200,5 +211,6 @@ choice_ready_bytes(const choice *c)
 bool
 choice_failed(const choice *c)
 {
-    return c->text.failed || logprobs_text_failed(&c->logprobs) || c->stop.held.failed;
+    return c->text.failed || logprobs_text_failed(&c->logprobs) || c->stop.held.failed ||
+           c->routed.failed;
 }

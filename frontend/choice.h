@@ -13,6 +13,7 @@
 #include "frontend/detok.h"
 #include "frontend/engine.h"
 #include "frontend/logprobs_text.h"
+#include "frontend/routed_experts.h"
 #include "frontend/stop_matcher.h"
 
 #define CHOICE_HEAD_BYTES 32
@@ -30,6 +31,7 @@ typedef struct choice {
     uint64_t chars;         /* code points decoded so far: the next token's text offset */
     strbuf text;            /* ready, not taken */
     logprobs_text logprobs; /* ready, not taken */
+    routed_experts routed;  /* of all tokens so far; printed at the end */
     uint32_t completion_tokens;
     uint32_t cached_tokens; /* prompt tokens that came from the prefix cache */
     finish_reason finish;   /* FINISH_NONE while it goes on */
@@ -47,7 +49,7 @@ void choice_fini(choice *c);
 bool choice_push(choice *c, const gen_event *event);
 
 /* Append {"index":..,"text":..,"logprobs":..,"finish_reason":..,"stop_reason":..} with what is
- * ready, and take it. */
+ * ready, and take it.  If it was asked for, "routed_experts" is added once the choice has ended. */
 void choice_take(choice *c, strbuf *out);
 
 size_t choice_ready_bytes(const choice *c);

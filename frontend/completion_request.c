@@ -10,9 +10,8 @@
 #include "common/hash.h"
 #include "common/json.h"
 #include "frontend/detok.h"
+#include "frontend/json_fields.h"
 #include "frontend/utf8.h"
-
-#define SHOWN_MAX 96 /* bytes of a value quoted in a message */
 
 /* A parse in progress. */
 typedef struct parser {
@@ -25,102 +24,29 @@ typedef struct parser {
     int64_t seed;
 } parser;
 
-static const cJSON *
-field(const cJSON *root, const char *name)
-{
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(root, name);
-    return item == NULL || cJSON_IsNull(item) ? NULL : item;
-}
-
-/* Write what a value looks like, for a message. */
-static const char *
-show(const cJSON *item, char buf[SHOWN_MAX])
-{
-    if (cJSON_IsNumber(item))
-        snprintf(buf, SHOWN_MAX, "%.10g", item->valuedouble);
-    else if (cJSON_IsString(item))
-        snprintf(buf, SHOWN_MAX, "the string \"%.40s\"", item->valuestring);
-    else if (cJSON_IsBool(item))
-        snprintf(buf, SHOWN_MAX, "%s", cJSON_IsTrue(item) ? "true" : "false");
-    else if (cJSON_IsNull(item))
-        snprintf(buf, SHOWN_MAX, "null");
-    else
-        snprintf(buf, SHOWN_MAX, cJSON_IsArray(item) ? "an array" : "an object");
-    buf[utf8_valid_len(buf, strlen(buf))] = '\0';
-    return buf;
-}
-
-static bool
-out_of_memory(api_error *error)
-{
-    return api_error_set(error, 500, NULL, "out of memory");
-}
-
-/* ---- single values ---- */
-
-static bool
-read_bool(parser *p, const cJSON *root, const char *name, bool *out)
-{
-    const cJSON *item = field(root, name);
-    char shown[SHOWN_MAX];
-    if (item == NULL) return true;
-    if (!cJSON_IsBool(item))
-        return api_error_set(p->error, 400, name, "%s must be true or false, not %s", name,
-                             show(item, shown));
-    *out = cJSON_IsTrue(item);
-    return true;
-}
-
-static bool
-read_int(parser *p, const char *name, int64_t min, int64_t max, int64_t *out)
-{
-    const cJSON *item = field(p->root, name);
-    char shown[SHOWN_MAX];
-    if (item == NULL) return true;
-    if (!json_is_int(item, min, max))
-        return api_error_set(p->error, 400, name, "%s must be an integer from %lld to %lld, not %s",
-                             name, (long long)min, (long long)max, show(item, shown));
-    *out = (int64_t)item->valuedouble;
-    return true;
-}
-
-/* above: min itself is not allowed. */
-static bool
-read_number(parser *p, const char *name, double min, bool above, double max, double *out)
-{
-    const cJSON *item = field(p->root, name);
-    char shown[SHOWN_MAX];
-    if (item == NULL) return true;
-    const double v = item->valuedouble;
-    if (!cJSON_IsNumber(item) || !(above ? v > min : v >= min) || !(v <= max))
-        return api_error_set(p->error, 400, name,
-                             "%s must be a number %s %g and at most %g, not %s", name,
-                             above ? "above" : "from", min, max, show(item, shown));
-    *out = v;
-    return true;
-}
-
 static bool
 read_sampling(parser *p)
 {
     gen_params *g = &p->out->params;
     int64_t top_k = 0;
-    if (!read_number(p, "temperature", 0, false, COMPLETION_TEMPERATURE_MAX, &g->temperature) ||
-        !read_number(p, "top_p", 0, true, 1, &g->top_p) ||
-        !read_number(p, "min_p", 0, false, 1, &g->min_p) ||
-        !read_number(p, "presence_penalty", -2, false, 2, &g->presence_penalty) ||
-        !read_number(p, "frequency_penalty", -2, false, 2, &g->frequency_penalty) ||
-        !read_number(p, "repetition_penalty", 0, true, COMPLETION_REPETITION_PENALTY_MAX,
-                     &g->repetition_penalty) ||
-        !read_int(p, "top_k", -1, INT32_MAX, &top_k))
+    if (!field_number(p->root, "temperature", 0, false, COMPLETION_TEMPERATURE_MAX, &g->temperature,
+                      p->error) ||
+        !field_number(p->root, "top_p", 0, true, 1, &g->top_p, p->error) ||
+        !field_number(p->root, "min_p", 0, false, 1, &g->min_p, p->error) ||
+        !field_number(p->root, "presence_penalty", -2, false, 2, &g->presence_penalty, p->error) ||
+        !field_number(p->root, "frequency_penalty", -2, false, 2, &g->frequency_penalty,
+                      p->error) ||
+        !field_number(p->root, "repetition_penalty", 0, true, COMPLETION_REPETITION_PENALTY_MAX,
+                      &g->repetition_penalty, p->error) ||
+        !field_int(p->root, "top_k", -1, INT32_MAX, &top_k, p->error))
         return false;
     g->top_k = (int32_t)top_k;
 
-    const cJSON *seed = field(p->root, "seed");
+    const cJSON *seed = field_get(p->root, "seed");
     p->has_seed = seed != NULL;
     /* JSON numbers are doubles here: seeds beyond 2^53 are rounded, always the same way.  The
      * largest double below 2^63 keeps the conversion defined. */
-    return read_int(p, "seed", INT64_MIN, INT64_MAX - 1023, &p->seed);
+    return field_int(p->root, "seed", INT64_MIN, INT64_MAX - 1023, &p->seed, p->error);
 }
 
 static bool
@@ -128,11 +54,11 @@ read_lengths(parser *p)
 {
     gen_params *g = &p->out->params;
     int64_t max_tokens = 0, min_tokens = 0, n = 1, best_of = 0, logprobs = -1;
-    if (!read_int(p, "max_tokens", 1, INT32_MAX, &max_tokens) ||
-        !read_int(p, "min_tokens", 0, INT32_MAX, &min_tokens) ||
-        !read_int(p, "n", 1, GEN_CHOICES_MAX, &n) ||
-        !read_int(p, "best_of", 1, GEN_CHOICES_MAX, &best_of) ||
-        !read_int(p, "logprobs", 0, GEN_LOGPROBS_MAX, &logprobs))
+    if (!field_int(p->root, "max_tokens", 1, INT32_MAX, &max_tokens, p->error) ||
+        !field_int(p->root, "min_tokens", 0, INT32_MAX, &min_tokens, p->error) ||
+        !field_int(p->root, "n", 1, GEN_CHOICES_MAX, &n, p->error) ||
+        !field_int(p->root, "best_of", 1, GEN_CHOICES_MAX, &best_of, p->error) ||
+        !field_int(p->root, "logprobs", 0, GEN_LOGPROBS_MAX, &logprobs, p->error))
         return false;
     if (best_of != 0 && best_of != n)
         return api_error_set(p->error, 400, "best_of",
@@ -150,32 +76,52 @@ read_lengths(parser *p)
     return true;
 }
 
+/* Named as vLLM and SGLang do. */
+static bool
+read_routed(parser *p)
+{
+    completion_request *r = p->out;
+    int64_t start = 0;
+    if (!field_bool(p->root, "return_routed_experts", &r->params.routed_experts, p->error) ||
+        !field_int(p->root, "routed_experts_prompt_start", 0, INT32_MAX, &start, p->error))
+        return false;
+    r->routed_start = (uint32_t)start;
+    r->routing = p->limits->routing;
+    if (!r->params.routed_experts || p->limits->routing.id_bytes != 0) return true;
+    return api_error_set(p->error, 400, "return_routed_experts",
+                         "return_routed_experts is not offered here: a step of this server may "
+                         "have more tokens than a router can report on");
+}
+
 static bool
 read_switches(parser *p)
 {
     completion_request *r = p->out;
-    char shown[SHOWN_MAX];
-    if (!read_bool(p, p->root, "echo", &r->echo) || !read_bool(p, p->root, "stream", &r->stream) ||
-        !read_bool(p, p->root, "ignore_eos", &r->params.ignore_eos) ||
-        !read_bool(p, p->root, "skip_special_tokens", &r->skip_special) ||
-        !read_bool(p, p->root, "include_stop_str_in_output", &r->include_stop))
+    char shown[FIELD_SHOWN_MAX];
+    if (!field_bool(p->root, "echo", &r->echo, p->error) ||
+        !field_bool(p->root, "stream", &r->stream, p->error) ||
+        !field_bool(p->root, "ignore_eos", &r->params.ignore_eos, p->error) ||
+        !field_bool(p->root, "skip_special_tokens", &r->skip_special, p->error) ||
+        !field_bool(p->root, "include_stop_str_in_output", &r->include_stop, p->error))
         return false;
     r->params.prompt_logprobs = r->echo && r->params.num_logprobs >= 0;
+    if (!read_routed(p)) return false;
 
-    if (field(p->root, "suffix") != NULL)
+    if (field_get(p->root, "suffix") != NULL)
         return api_error_set(p->error, 400, "suffix",
                              "suffix is not supported: this model does not fill in the middle");
 
-    const cJSON *options = field(p->root, "stream_options");
+    const cJSON *options = field_get(p->root, "stream_options");
     if (options == NULL) return true;
     if (!cJSON_IsObject(options))
         return api_error_set(p->error, 400, "stream_options",
-                             "stream_options must be an object, not %s", show(options, shown));
+                             "stream_options must be an object, not %s",
+                             field_show(options, shown));
     if (!r->stream)
         return api_error_set(p->error, 400, "stream_options",
                              "stream_options is only allowed when stream is true");
-    if (!read_bool(p, options, "include_usage", &r->include_usage) ||
-        !read_bool(p, options, "continuous_usage_stats", &r->continuous_usage)) {
+    if (!field_bool(options, "include_usage", &r->include_usage, p->error) ||
+        !field_bool(options, "continuous_usage_stats", &r->continuous_usage, p->error)) {
         p->error->param = "stream_options";
         return false;
     }
@@ -190,18 +136,18 @@ bool
 completion_read_ids(const cJSON *array, const char *name, uint32_t vocab, size_t max,
                     uint32_t **out, uint32_t *count, api_error *error)
 {
-    char shown[SHOWN_MAX];
+    char shown[FIELD_SHOWN_MAX];
     *out = NULL;
     *count = 0;
     if (!cJSON_IsArray(array))
         return api_error_set(error, 400, name, "%s must be an array of token ids, not %s", name,
-                             show(array, shown));
+                             field_show(array, shown));
     const size_t size = (size_t)cJSON_GetArraySize(array);
     if (size > max)
         return api_error_set(error, 400, name, "%s has %zu token ids; the limit is %zu", name, size,
                              max);
     uint32_t *ids = malloc((size + 1) * sizeof *ids);
-    if (ids == NULL) return out_of_memory(error);
+    if (ids == NULL) return field_no_memory(error);
     const cJSON *item;
     uint32_t i = 0;
     cJSON_ArrayForEach(item, array)
@@ -211,7 +157,7 @@ completion_read_ids(const cJSON *array, const char *name, uint32_t vocab, size_t
             return api_error_set(error, 400, name,
                                  "%s: entry %u is %s, but token ids are integers from 0 to %u, the "
                                  "vocabulary's last",
-                                 name, i, show(item, shown), vocab - 1);
+                                 name, i, field_show(item, shown), vocab - 1);
         }
         ids[i++] = (uint32_t)item->valuedouble;
     }
@@ -224,11 +170,11 @@ static bool
 add_stop(parser *p, const cJSON *item)
 {
     completion_request *r = p->out;
-    char shown[SHOWN_MAX];
+    char shown[FIELD_SHOWN_MAX];
     if (!cJSON_IsString(item))
         return api_error_set(p->error, 400, "stop",
                              "stop must be a string or an array of strings, not %s",
-                             show(item, shown));
+                             field_show(item, shown));
     const size_t len = strlen(item->valuestring);
     if (len == 0 || len > COMPLETION_STOP_BYTES_MAX)
         return api_error_set(p->error, 400, "stop",
@@ -238,7 +184,7 @@ add_stop(parser *p, const cJSON *item)
         return api_error_set(p->error, 400, "stop", "stop has more strings than the limit of %u",
                              COMPLETION_STOPS_MAX);
     char *copy = strdup(item->valuestring);
-    if (copy == NULL) return out_of_memory(p->error);
+    if (copy == NULL) return field_no_memory(p->error);
     r->stops[r->stop_count] = copy;
     r->stop_lens[r->stop_count++] = len;
     return true;
@@ -247,7 +193,7 @@ add_stop(parser *p, const cJSON *item)
 static bool
 read_stops(parser *p)
 {
-    const cJSON *stop = field(p->root, "stop"), *item;
+    const cJSON *stop = field_get(p->root, "stop"), *item;
     if (cJSON_IsArray(stop)) {
         cJSON_ArrayForEach(item, stop)
         {
@@ -257,7 +203,7 @@ read_stops(parser *p)
         return false;
     }
 
-    const cJSON *ids = field(p->root, "stop_token_ids");
+    const cJSON *ids = field_get(p->root, "stop_token_ids");
     if (ids == NULL) return true;
     uint32_t *list;
     gen_params *g = &p->out->params;
@@ -285,7 +231,7 @@ add_bias(parser *p, const cJSON *item)
 {
     completion_request *r = p->out;
     const uint32_t vocab = tokenizer_vocab_size(p->limits->tok);
-    char shown[SHOWN_MAX];
+    char shown[FIELD_SHOWN_MAX];
     uint32_t id;
     if (!read_bias_id(item->string, vocab, &id))
         return api_error_set(p->error, 400, "logit_bias",
@@ -296,7 +242,7 @@ add_bias(parser *p, const cJSON *item)
         return api_error_set(
             p->error, 400, "logit_bias",
             "logit_bias: the value of %u must be a number from -100 to 100, not %s", id,
-            show(item, shown));
+            field_show(item, shown));
     for (uint32_t i = 0; i < r->params.bias_count; i++) {
         if (r->bias_ids[i] == id)
             return api_error_set(p->error, 400, "logit_bias", "logit_bias names token %u twice",
@@ -311,12 +257,12 @@ static bool
 read_biases(parser *p)
 {
     completion_request *r = p->out;
-    const cJSON *bias = field(p->root, "logit_bias"), *item;
-    char shown[SHOWN_MAX];
+    const cJSON *bias = field_get(p->root, "logit_bias"), *item;
+    char shown[FIELD_SHOWN_MAX];
     if (bias == NULL) return true;
     if (!cJSON_IsObject(bias))
         return api_error_set(p->error, 400, "logit_bias", "logit_bias must be an object, not %s",
-                             show(bias, shown));
+                             field_show(bias, shown));
     const int count = cJSON_GetArraySize(bias);
     if (count == 0) return true;
     if (count > GEN_LOGIT_BIAS_MAX)
@@ -325,7 +271,7 @@ read_biases(parser *p)
                              GEN_LOGIT_BIAS_MAX);
     r->bias_ids = malloc((size_t)count * sizeof *r->bias_ids);
     r->bias_values = malloc((size_t)count * sizeof *r->bias_values);
-    if (r->bias_ids == NULL || r->bias_values == NULL) return out_of_memory(p->error);
+    if (r->bias_ids == NULL || r->bias_values == NULL) return field_no_memory(p->error);
     cJSON_ArrayForEach(item, bias)
     {
         if (!add_bias(p, item)) return false;
@@ -402,7 +348,7 @@ encode_text(parser *p, completion_prompt *prompt, const char *text)
     if (!p->out->echo) return true;
     prompt->text = strdup(text);
     prompt->text_len = len;
-    return prompt->text != NULL || out_of_memory(p->error);
+    return prompt->text != NULL || field_no_memory(p->error);
 }
 
 static bool
@@ -419,7 +365,7 @@ take_ids(parser *p, completion_prompt *prompt, const cJSON *array)
     strbuf_puts(&text, ""); /* so that there is a text, even an empty one */
     if (text.failed) {
         strbuf_fini(&text);
-        return out_of_memory(p->error);
+        return field_no_memory(p->error);
     }
     prompt->text = text.text;
     prompt->text_len = text.len;
@@ -445,14 +391,14 @@ is_one_prompt(const cJSON *prompt)
 static bool
 read_prompts(parser *p)
 {
-    const cJSON *prompt = field(p->root, "prompt"), *item;
-    char shown[SHOWN_MAX];
+    const cJSON *prompt = field_get(p->root, "prompt"), *item;
+    char shown[FIELD_SHOWN_MAX];
     if (prompt == NULL) return api_error_set(p->error, 400, "prompt", "prompt is missing");
     if (!cJSON_IsString(prompt) && !cJSON_IsArray(prompt))
         return api_error_set(p->error, 400, "prompt",
                              "prompt must be a string, an array of strings, an array of token ids, "
                              "or an array of such arrays, not %s",
-                             show(prompt, shown));
+                             field_show(prompt, shown));
     const bool one = is_one_prompt(prompt);
     const size_t count = one ? 1 : (size_t)cJSON_GetArraySize(prompt);
     if (count == 0) return api_error_set(p->error, 400, "prompt", "prompt is an empty array");
@@ -461,16 +407,16 @@ read_prompts(parser *p)
                              "%zu prompts with n = %u are %zu sequences; the limit is %u", count,
                              p->out->n, count * p->out->n, COMPLETION_SEQUENCES_MAX);
     p->out->prompts = calloc(count, sizeof *p->out->prompts);
-    if (p->out->prompts == NULL) return out_of_memory(p->error);
+    if (p->out->prompts == NULL) return field_no_memory(p->error);
     if (one) return add_prompt(p, prompt);
 
     const bool texts = cJSON_IsString(prompt->child);
     cJSON_ArrayForEach(item, prompt)
     {
         if (texts ? !cJSON_IsString(item) : !cJSON_IsArray(item))
-            return api_error_set(p->error, 400, "prompt",
-                                 "prompt: every entry must be %s like the first, not %s",
-                                 texts ? "a string" : "an array of token ids", show(item, shown));
+            return api_error_set(
+                p->error, 400, "prompt", "prompt: every entry must be %s like the first, not %s",
+                texts ? "a string" : "an array of token ids", field_show(item, shown));
         if (!add_prompt(p, item)) return false;
     }
     return true;
@@ -488,6 +434,32 @@ check_echo(parser *p)
     return api_error_set(p->error, 400, "echo",
                          "echo would repeat %zu bytes of prompts; the limit is %zu", bytes,
                          COMPLETION_ECHO_BYTES_MAX);
+}
+
+/* Every choice has what its prompt's tokens used, too. */
+static bool
+check_routed(parser *p)
+{
+    const completion_request *r = p->out;
+    const routing_shape *shape = &p->limits->routing;
+    uint64_t bytes = 0;
+    if (!r->params.routed_experts) return true;
+    for (uint32_t i = 0; i < r->prompt_count; i++) {
+        const completion_prompt *prompt = &r->prompts[i];
+        if (r->routed_start > prompt->count)
+            return api_error_set(p->error, 400, "routed_experts_prompt_start",
+                                 "routed_experts_prompt_start %u must not be above the prompt's "
+                                 "%u tokens",
+                                 r->routed_start, prompt->count);
+        const uint64_t tokens = prompt->count + (uint64_t)prompt->max_tokens - r->routed_start;
+        bytes += tokens * r->n * routing_token_bytes(shape);
+    }
+    if (bytes <= COMPLETION_ROUTED_BYTES_MAX) return true;
+    return api_error_set(p->error, 400, "return_routed_experts",
+                         "return_routed_experts could give %llu bytes: %u layers of %u experts for "
+                         "each token of prompts and answers; the limit is %zu",
+                         (unsigned long long)bytes, shape->num_layers, shape->top_k,
+                         COMPLETION_ROUTED_BYTES_MAX);
 }
 
 /* ---- the whole ---- */
@@ -516,12 +488,12 @@ completion_body_parse(const char *body, size_t len, api_error *error)
 bool
 completion_check_model(const cJSON *root, const char *model, api_error *error)
 {
-    const cJSON *item = field(root, "model");
-    char shown[SHOWN_MAX];
+    const cJSON *item = field_get(root, "model");
+    char shown[FIELD_SHOWN_MAX];
     if (item == NULL) return true;
     if (!cJSON_IsString(item))
         return api_error_set(error, 400, "model", "model must be a string, not %s",
-                             show(item, shown));
+                             field_show(item, shown));
     if (strcmp(item->valuestring, model) == 0) return true;
     api_error_set(error, 404, "model",
                   "the model \"%.100s\" does not exist; this server has \"%s\"", item->valuestring,
@@ -564,7 +536,7 @@ completion_request_parse(completion_request *out, const completion_limits *limit
     /* The prompt comes last: it is the costly part, and its checks need max_tokens and n. */
     const bool good = completion_check_model(root, limits->model, error) && read_sampling(&p) &&
                       read_lengths(&p) && read_switches(&p) && read_stops(&p) && read_biases(&p) &&
-                      read_prompts(&p) && check_echo(&p);
+                      read_prompts(&p) && check_echo(&p) && check_routed(&p);
     cJSON_Delete(root);
     if (!good) completion_request_fini(out);
     return good;

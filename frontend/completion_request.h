@@ -24,8 +24,9 @@
 #define COMPLETION_SEQUENCES_MAX 512u     /* prompts x n of one request */
 #define COMPLETION_MAX_TOKENS_DEFAULT 16u /* OpenAI's */
 #define COMPLETION_STOPS_MAX 16u
-#define COMPLETION_STOP_BYTES_MAX 256u               /* bytes of one stop string */
-#define COMPLETION_ECHO_BYTES_MAX ((size_t)16 << 20) /* of all prompts, once for each choice */
+#define COMPLETION_STOP_BYTES_MAX 256u                 /* bytes of one stop string */
+#define COMPLETION_ECHO_BYTES_MAX ((size_t)16 << 20)   /* of all prompts, once for each choice */
+#define COMPLETION_ROUTED_BYTES_MAX ((size_t)16 << 20) /* expert ids of all choices */
 #define COMPLETION_TEMPERATURE_MAX 2.0
 #define COMPLETION_REPETITION_PENALTY_MAX 1000.0
 
@@ -34,6 +35,7 @@ typedef struct completion_limits {
     const tokenizer *tok;
     const char *model; /* the served name */
     uint32_t max_model_len;
+    routing_shape routing;    /* what return_routed_experts gives; id_bytes 0: nothing */
     uint32_t token_bytes_max; /* bytes of the longest token: a text of more than max_model_len times
                                  this is refused before it is encoded */
     bool fixed_seed; /* a prompt without a seed of its own gets one made from base_seed and its ids,
@@ -57,6 +59,8 @@ typedef struct completion_request {
     gen_params params; /* what all sequences share: seed, choice and max_tokens are set for each */
     bool echo, stream, include_usage, continuous_usage;
     bool skip_special, include_stop;
+    routing_shape routing; /* params.routed_experts: what is given for each token */
+    uint32_t routed_start; /* and how many of the prompt's are left out */
     uint32_t stop_count;
     char *stops[COMPLETION_STOPS_MAX]; /* owned */
     size_t stop_lens[COMPLETION_STOPS_MAX];

@@ -29,6 +29,7 @@ struct engine {
     _Atomic uint32_t bell;
     _Atomic bool stopping, ready, takes;
     _Atomic uint32_t max_model_len;
+    _Atomic uint64_t routing; /* router_link_shared.routing */
 
     router_link *links[CELL_ROUTERS_MAX]; /* the engine's thread; refusals: any */
 
@@ -240,6 +241,7 @@ open_links(engine *e, errbuf *eb)
                                        .lock = &e->lock,
                                        .bell = &e->bell,
                                        .stopping = &e->stopping,
+                                       .routing = &e->routing,
                                        .metrics = &e->metrics};
     moe_err err = MOE_OK;
     for (uint32_t r = 0; r < e->config.router_count && err == MOE_OK; r++) {
@@ -395,6 +397,12 @@ uint32_t
 engine_max_model_len(const engine *e)
 {
     return atomic_load(&((engine *)(uintptr_t)e)->max_model_len);
+}
+
+routing_shape
+engine_routing(const engine *e)
+{
+    return routing_unpack(atomic_load(&((engine *)(uintptr_t)e)->routing));
 }
 
 const char *

@@ -32,6 +32,8 @@ typedef struct token_logprobs {
 typedef enum gen_event_kind {
     GEN_PROMPT_LOGPROBS, /* one prompt token's logprobs, positions 1, 2, ... in order, before any
                             GEN_TOKEN */
+    GEN_ROUTED,          /* gen_params.routed_experts: what tokens from `position` on used; again
+                            for positions that had to be computed again, with the same ids */
     GEN_TOKEN,           /* one sampled token; finish may be set with it */
     GEN_FINISH           /* the end without a token: abort or error */
 } gen_event_kind;
@@ -41,9 +43,11 @@ typedef struct gen_event {
     uint32_t position; /* of the token in the sequence */
     uint32_t token;
     const token_logprobs *logprobs; /* NULL unless asked for; borrowed for the call */
-    finish_reason finish;           /* not FINISH_NONE on the last event of the sequence */
-    uint32_t cached_tokens;         /* prompt tokens taken from the prefix cache */
-    const char *error;              /* FINISH_ERROR: why; borrowed for the call */
+    const uint8_t *routed;  /* GEN_ROUTED: [routed_count][num_layers][top_k] ids; borrowed */
+    uint32_t routed_count;  /* tokens */
+    finish_reason finish;   /* not FINISH_NONE on the last event of the sequence */
+    uint32_t cached_tokens; /* prompt tokens taken from the prefix cache */
+    const char *error;      /* FINISH_ERROR: why; borrowed for the call */
     bool unserved; /* FINISH_ERROR: there was nobody to run it; asked again later it may work */
 } gen_event;
 
@@ -76,5 +80,8 @@ bool engine_ready(engine *e, char *detail, size_t detail_size);
  * sequences wait for one; not before the first router has served.  detail as above. */
 bool engine_takes(engine *e, char *detail, size_t detail_size);
 uint32_t engine_max_model_len(const engine *e);
+/* What GEN_ROUTED tells of each token; id_bytes 0 before a router was met, and if it tells nothing.
+ */
+routing_shape engine_routing(const engine *e);
 
 #endif

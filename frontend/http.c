@@ -3,17 +3,13 @@
 #include <assert.h>
 #include <errno.h>
 #include <netdb.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "frontend/http_common.h"
 #include "frontend/http_exchange.h"
-
-#define BEARER "Bearer "
-#define RETRY_AFTER_SECONDS "1"
 
 /* ---- exchanges ---- */
 
@@ -57,28 +53,11 @@ exchange_create(http_server *s, struct MHD_Connection *conn)
 
 /* ---- answers ---- */
 
-static void
-add_headers(const http_exchange *x, int status, struct MHD_Response *response)
-{
-    if (status == 405 && x->allow != NULL)
-        MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, x->allow);
-    if (status == 429 || status == 503)
-        MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, RETRY_AFTER_SECONDS);
-    if (status == 401)
-        MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
-}
-
 enum MHD_Result
 http_answer(http_exchange *x, int status, const char *content_type, const strbuf *text)
 {
-    if (text->failed) return MHD_NO;
-    struct MHD_Response *response = MHD_create_response_from_buffer(
-        text->len, (void *)strbuf_text(text), MHD_RESPMEM_MUST_COPY);
-    if (response == NULL) return MHD_NO;
-    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
-    add_headers(x, status, response);
-    const enum MHD_Result result = MHD_queue_response(x->conn, (unsigned)status, response);
-    MHD_destroy_response(response);
+    const enum MHD_Result result = http_send(x->conn, status, content_type, text, x->allow);
+    if (result == MHD_NO) return MHD_NO;
     x->answered = true;
     api_metrics_response(&x->server->metrics, status);
     return result;
@@ -97,44 +76,26 @@ http_refuse(http_exchange *x, const api_error *error)
 
 bool
 http_ready(http_exchange *x, bool (*asked)(engine *e, char *detail, size_t detail_size),
-           api_error *error)
+           char detail[HTTP_DETAIL_BYTES], api_error *error)
 {
     http_server *s = x->server;
-    char detail[256] = "";
+    detail[0] = '\0';
     pthread_mutex_lock(&s->lock);
     const bool stopping = s->stopping;
     pthread_mutex_unlock(&s->lock);
     if (stopping) return api_error_set(error, 503, NULL, "the server is stopping");
-    if (asked(s->engine, detail, sizeof detail)) return true;
+    if (asked(s->engine, detail, HTTP_DETAIL_BYTES)) return true;
     return api_error_set(error, 503, NULL, "not ready: %s", detail);
 }
 
 /* ---- who may ask ---- */
 
-/* Takes as long whatever `given` is: the time tells nothing about how much of the key was right. */
-static bool
-equal_secret(const char *key, const char *given)
-{
-    const size_t key_len = strlen(key), given_len = strlen(given);
-    volatile unsigned char differ = key_len != given_len;
-    for (size_t i = 0; i < key_len; i++)
-        differ |= (unsigned char)(key[i] ^ given[i < given_len ? i : given_len]);
-    return differ == 0;
-}
-
 static bool
 authorized(const http_exchange *x)
 {
     const http_config *config = &x->server->config;
-    if (config->api_key_count == 0) return true;
-    const char *given =
-        MHD_lookup_connection_value(x->conn, MHD_HEADER_KIND, MHD_HTTP_HEADER_AUTHORIZATION);
-    if (given == NULL || strncasecmp(given, BEARER, strlen(BEARER)) != 0) return false;
-    given += strlen(BEARER);
-    bool found = false;
-    for (size_t i = 0; i < config->api_key_count; i++)
-        found |= equal_secret(config->api_keys[i], given);
-    return found;
+    return config->api_key_count == 0 ||
+           http_has_key(x->conn, config->api_keys, config->api_key_count);
 }
 
 /* ---- taking in a request ---- */
@@ -162,9 +123,7 @@ check_head(http_exchange *x, const char *path, const char *method)
 {
     x->route = http_route_find(path, method, &x->allow);
     if ((x->route == NULL || !x->route->open) && !authorized(x)) {
-        api_error_set(&x->refusal, 401, NULL,
-                      "a valid API key is needed, as the header \"Authorization: Bearer KEY\"");
-        x->refusal.code = "invalid_api_key";
+        http_want_key(&x->refusal, "API key");
     } else if (x->route == NULL && x->allow != NULL) {
         api_error_set(&x->refusal, 405, NULL, "%.100s needs the method %s, not %.20s", path,
                       x->allow, method);
@@ -241,23 +200,12 @@ on_completed(void *cls, struct MHD_Connection *conn, void **state,
 
 /* ---- start and stop ---- */
 
-static void __attribute__((format(printf, 2, 0))) log_daemon(void *cls, const char *fmt, va_list ap)
-{
-    (void)cls;
-    char line[512];
-    vsnprintf(line, sizeof line, fmt, ap);
-    line[strcspn(line, "\r\n")] = '\0';
-    LOG_DEBUG("http", "libmicrohttpd: %s", line);
-}
-
 static moe_err
 check_config(const http_config *c, errbuf *eb)
 {
     for (size_t i = 0; i < c->api_key_count; i++) {
-        const size_t len = strlen(c->api_keys[i]);
-        if (len == 0 || len > HTTP_API_KEY_BYTES_MAX)
-            return err_set(eb, MOE_EINVAL, "API key %zu has %zu bytes; allowed are 1 to %u", i, len,
-                           HTTP_API_KEY_BYTES_MAX);
+        const moe_err err = http_check_key(c->api_keys[i], eb);
+        if (err) return err;
     }
     if ((c->tls_cert == NULL) != (c->tls_key == NULL))
         return err_set(eb, MOE_EINVAL, "TLS needs a certificate and a key, not one of them");
@@ -281,13 +229,9 @@ static moe_err
 start_daemon(http_server *s, errbuf *eb)
 {
     const http_config *c = &s->config;
-    char port[8];
-    snprintf(port, sizeof port, "%u", c->port);
-    const struct addrinfo hints = {
-        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
-    struct addrinfo *at = NULL;
-    const int failed = getaddrinfo(c->host, port, &hints, &at);
-    if (failed) return err_set(eb, MOE_EINVAL, "host %s: %s", c->host, gai_strerror(failed));
+    struct addrinfo *at;
+    const moe_err err = http_resolve(c->host, c->port, &at, eb);
+    if (err) return err;
 
     unsigned flags =
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC | MHD_USE_ERROR_LOG;
@@ -305,7 +249,7 @@ start_daemon(http_server *s, errbuf *eb)
     errno = 0;
     s->daemon =
         MHD_start_daemon(flags, c->port, NULL, NULL, on_request, s,                     /* */
-                         MHD_OPTION_EXTERNAL_LOGGER, log_daemon, NULL,                  /* */
+                         MHD_OPTION_EXTERNAL_LOGGER, http_log_daemon, NULL,             /* */
                          MHD_OPTION_SOCK_ADDR, at->ai_addr,                             /* */
                          MHD_OPTION_NOTIFY_COMPLETED, on_completed, s,                  /* */
                          MHD_OPTION_CONNECTION_LIMIT, c->connections_max,               /* */
@@ -372,14 +316,14 @@ http_limits(const http_server *s)
 {
     completion_limits limits = s->limits;
     limits.max_model_len = engine_max_model_len(s->engine);
+    limits.routing = engine_routing(s->engine);
     return limits;
 }
 
 uint16_t
 http_port(const http_server *s)
 {
-    const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_BIND_PORT);
-    return info == NULL ? 0 : info->port;
+    return http_bound_port(s->daemon);
 }
 
 /* Wait until nothing computes (with_sequences: and no completion is left), at most this long. */

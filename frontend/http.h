@@ -24,6 +24,7 @@
 
 #include "common/err.h"
 #include "common/metrics.h"
+#include "common/strbuf.h"
 #include "frontend/engine.h"
 #include "frontend/tokenizer.h"
 
@@ -37,9 +38,8 @@
 #define HTTP_HEADER_BYTES_MAX ((size_t)32 << 10)  /* of one connection, buffers included */
 #define HTTP_BODIES_BYTES_MAX ((size_t)256 << 20) /* of all requests being received */
 #define HTTP_DRAIN_BYTES_MAX                                                                       \
-    ((size_t)16 << 20) /* of a refused request's body, read and dropped                            \
-                        */
-#define HTTP_API_KEY_BYTES_MAX 256u
+    ((size_t)16 << 20)       /* of a refused request's body, read and dropped                      \
+                              */
 #define HTTP_STOP_WAIT_S 30u /* for the engine's last events, after the grace period */
 
 /* All pointers are borrowed until http_stop() has returned. */
@@ -57,10 +57,10 @@ typedef struct http_config {
     size_t stream_bytes_max; /* unread bytes of one stream; slower clients are cut off */
     bool fixed_seed;         /* completion_limits: answers without a seed of their own repeat */
     uint64_t base_seed;
-    uint32_t stop_grace_ms;              /* how long http_stop() lets running requests finish */
-    metrics *metrics;                    /* printed by /metrics; may be NULL */
-    void (*refresh_metrics)(void *user); /* before printing, on any thread; may be NULL */
-    void *refresh_user;
+    uint32_t stop_grace_ms; /* how long http_stop() lets running requests finish */
+    metrics *metrics;       /* printed by /metrics; may be NULL */
+    void (*more_metrics)(void *user, strbuf *out); /* appends to /metrics; any thread, or NULL */
+    void *more_user;
 } http_config;
 
 typedef struct http_server http_server;

@@ -94,7 +94,8 @@ prepare(http_exchange *x, api_error *error)
 {
     http_server *s = x->server;
     completion_request request;
-    if (!http_ready(x, engine_takes, error)) return false;
+    char detail[HTTP_DETAIL_BYTES];
+    if (!http_ready(x, engine_takes, detail, error)) return false;
     const completion_limits limits = http_limits(s);
     const bool good =
         completion_request_parse(&request, &limits, strbuf_text(&x->body), x->body.len, error);

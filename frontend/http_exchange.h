@@ -81,9 +81,11 @@ enum MHD_Result http_answer(http_exchange *x, int status, const char *content_ty
                             const strbuf *text);
 enum MHD_Result http_refuse(http_exchange *x, const api_error *error);
 
+#define HTTP_DETAIL_BYTES 256
+
 /* Ask the engine: engine_ready(), or engine_takes().  If not, *error (503) says why. */
 bool http_ready(http_exchange *x, bool (*asked)(engine *e, char *detail, size_t detail_size),
-                api_error *error);
+                char detail[HTTP_DETAIL_BYTES], api_error *error);
 
 /* POST /v1/completions: start it, look again after a wake-up, and let go of it. */
 enum MHD_Result http_completion_start(http_exchange *x);

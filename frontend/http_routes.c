@@ -22,10 +22,13 @@ static enum MHD_Result
 get_health(http_exchange *x)
 {
     api_error error;
-    if (!http_ready(x, engine_ready, &error)) return http_refuse(x, &error);
+    char detail[HTTP_DETAIL_BYTES];
+    if (!http_ready(x, engine_ready, detail, &error)) return http_refuse(x, &error);
     strbuf text;
     strbuf_init(&text, ANSWER_BYTES_MAX);
-    strbuf_puts(&text, "{\"status\":\"ok\"}");
+    strbuf_puts(&text, "{\"status\":\"ok\",\"detail\":");
+    strbuf_json_string(&text, detail, strlen(detail));
+    strbuf_puts(&text, "}");
     return answer_and_free(x, 200, JSON_TYPE, &text);
 }
 
@@ -59,8 +62,8 @@ get_metrics(http_exchange *x)
     const http_config *c = &x->server->config;
     strbuf text;
     strbuf_init(&text, ANSWER_BYTES_MAX);
-    if (c->refresh_metrics != NULL) c->refresh_metrics(c->refresh_user);
     if (c->metrics != NULL) metrics_print(c->metrics, &text);
+    if (c->more_metrics != NULL) c->more_metrics(c->more_user, &text);
     return answer_and_free(x, 200, "text/plain; version=0.0.4", &text);
 }
 

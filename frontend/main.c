@@ -7,6 +7,7 @@
 #include "common/log.h"
 #include "common/notify.h"
 #include "common/program.h"
+#include "frontend/admin.h"
 #include "frontend/engine_start.h"
 #include "frontend/fleet_metrics.h"
 #include "frontend/http.h"
@@ -17,6 +18,8 @@ typedef struct options {
     const char *model, *run_dir, *host, *served_name, *api_key, *log_level;
     int64_t port, seed, max_waiting, connections, grace_ms;
     int64_t routers, router_timeout_ms, move_after_ms, give_up_after_s;
+    const char *admin_host, *admin_socket, *admin_key;
+    int64_t admin_port;
     bool prefix_caching;
     control_options control;
 } options;
@@ -44,6 +47,36 @@ wait_for_end(engine *e, const sigset_t *signals, errbuf *eb)
     }
 }
 
+static void
+print_fleet(void *user, strbuf *out)
+{
+    fleet_metrics_print(user, out);
+}
+
+static moe_err
+start_admin(admin_server **out, const options *o, const run_dir *run, const char *router_url,
+            errbuf *eb)
+{
+    *out = NULL;
+    if (o->admin_key[0] != '\0' && strcmp(o->admin_key, o->api_key) == 0)
+        return err_set(eb, MOE_EINVAL,
+                       "--admin-api-key is the same as --api-key: who may ask the model must not "
+                       "change the fleet");
+    const moe_err err = admin_start(out,
+                                    &(admin_config){.host = o->admin_host,
+                                                    .has_port = o->admin_port >= 0,
+                                                    .port = (uint16_t)o->admin_port,
+                                                    .socket_path = o->admin_socket,
+                                                    .key = o->admin_key,
+                                                    .router_url = router_url,
+                                                    .run_dir = run->path},
+                                    eb);
+    if (!err && *out != NULL)
+        LOG_INFO("frontend", "admin API port=%u socket=%s", admin_port(*out),
+                 o->admin_socket[0] ? o->admin_socket : "none");
+    return err;
+}
+
 static int
 serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
 {
@@ -58,6 +91,7 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
     fleet_metrics *fleet = NULL;
     control_plane control;
     http_server *http = NULL;
+    admin_server *admin = NULL;
 
     if (strpbrk(name, "\"\\\n") != NULL) {
         LOG_ERROR("frontend", "--served-model-name must not hold quotes, backslashes or line ends");
@@ -86,7 +120,9 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
         routers.router_urls[r] = router_urls[r];
     }
     err = engine_start(&e, &routers, eb);
-    if (!err) err = fleet_metrics_start(&fleet, router_urls[0], m, labels, eb);
+    if (!err)
+        err = fleet_metrics_start(&fleet, routers.router_urls, routers.router_count, m, labels, eb);
+    if (!err) err = start_admin(&admin, o, run, router_urls[0], eb);
     if (err) goto done;
     const char *keys[] = {o->api_key};
     err = http_start(&http,
@@ -99,7 +135,9 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
                                     .stop_grace_ms = (uint32_t)o->grace_ms,
                                     .fixed_seed = o->seed >= 0,
                                     .base_seed = (uint64_t)o->seed,
-                                    .metrics = m},
+                                    .metrics = m,
+                                    .more_metrics = print_fleet,
+                                    .more_user = fleet},
                      e, tok, eb);
     if (!err) {
         LOG_INFO("frontend", "listening url=http://%s:%u model=%s", o->host, http_port(http), name);
@@ -111,6 +149,7 @@ serve(const options *o, const run_dir *run, const sigset_t *signals, errbuf *eb)
 done:
     if (err) LOG_ERROR("frontend", "%s", eb->text);
     http_stop(http);
+    admin_stop(admin);
     fleet_metrics_stop(fleet);
     if (e != NULL) engine_stop(e);
     engine_free(e);
@@ -135,6 +174,14 @@ main(int argc, char **argv)
          "the model's name in the API (default: the folder's name)"},
         {"api-key", NULL, FLAG_STRING, &o.api_key, "", 0, 0, NULL, NULL,
          "required on every route but /health; empty = open"},
+        {"admin-port", NULL, FLAG_INT, &o.admin_port, "-1", -1, 65535, NULL, NULL,
+         "where the admin API listens; 0 = any free port, -1 = nowhere"},
+        {"admin-host", NULL, FLAG_STRING, &o.admin_host, "127.0.0.1", 0, 0, NULL, NULL,
+         "address of that port"},
+        {"admin-socket", NULL, FLAG_STRING, &o.admin_socket, "", 0, 0, NULL, NULL,
+         "path of a Unix socket for the admin API (mode 0600); empty = none"},
+        {"admin-api-key", NULL, FLAG_STRING, &o.admin_key, "", 0, 0, NULL, NULL,
+         "required by the admin API; an admin port needs one"},
         {"seed", NULL, FLAG_INT, &o.seed, "-1", -1, 9e15, NULL, NULL,
          "requests without a seed get one made from this and their prompt, so that answers repeat; "
          "-1 = a random one each"},

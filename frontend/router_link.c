@@ -35,6 +35,7 @@ struct router_link {
     rpc_client *client;
     scheduler *scheduler; /* NULL until the router has told its limits */
 
+    routing_shape routing; /* what it tells of tokens' experts */
     uint64_t incarnation;
     uint64_t life; /* rises with every start over */
     uint64_t step; /* of this life */
@@ -268,6 +269,7 @@ finish_step(router_link *l, const step_plan *plan, const Conclave__StepReply *re
         const seq_work *w = &plan->work[i];
         l->outcomes[i] = (seq_outcome){0};
         if (l->told[i] == NULL) continue; /* it ended meanwhile */
+        sequence_tell_routed(l->told[i], w, reply->results[i]);
         sequence_tell_prompt_logprobs(l->told[i], w, reply->results[i]);
         if (w->sample) tell_token(l, l->told[i], w, reply->results[i], &l->outcomes[i]);
     }
@@ -394,7 +396,8 @@ make_steps(router_link *l, uint32_t max_num_seqs, errbuf *eb)
 {
     moe_err err = MOE_OK;
     for (uint32_t i = 0; i < STEPS_IN_FLIGHT && err == MOE_OK; i++) {
-        err = step_message_init(&l->flights[i].message, max_num_seqs);
+        err = step_message_init(&l->flights[i].message, max_num_seqs,
+                                routing_token_bytes(&l->routing));
     }
     l->outcomes = calloc(max_num_seqs, sizeof *l->outcomes);
     l->told = calloc(max_num_seqs, sizeof *l->told);
@@ -413,6 +416,21 @@ check_identity(const router_link *l, const Conclave__HealthReply *h, errbuf *eb)
     if (h->model == NULL ||
         (c->model_fingerprint != 0 && h->model->fingerprint != c->model_fingerprint))
         return err_set(eb, MOE_EMISMATCH, "the router serves another model than this frontend");
+    return MOE_OK;
+}
+
+/* What it tells of tokens' experts is the model's, and its word for whether it tells. */
+static moe_err
+take_routing(router_link *l, const Conclave__HealthReply *h, errbuf *eb)
+{
+    const routing_shape shape = {.num_layers = h->model->num_layers,
+                                 .top_k = h->model->top_k,
+                                 .id_bytes = h->routed_id_bytes};
+    if (shape.num_layers > UINT16_MAX || shape.top_k > UINT8_MAX || shape.id_bytes > 2)
+        return err_set(eb, MOE_EMISMATCH, "the router tells %u layers of %u experts",
+                       shape.num_layers, shape.top_k);
+    if (l->scheduler == NULL) l->routing = shape;
+    atomic_store(l->shared.routing, routing_pack(&l->routing));
     return MOE_OK;
 }
 
@@ -463,6 +481,7 @@ take_health(router_link *l)
     bool ready = false;
     if (!err) {
         err = check_identity(l, h, &eb);
+        if (!err) err = take_routing(l, h, &eb);
         if (!err) err = take_limits(l, h, &eb);
         if (err && l->shared.config->router_count > 1) err_wrap(&eb, err, "%s", l->name);
         if (err) refuse(l, eb.text);

@@ -30,6 +30,7 @@ typedef struct router_link_shared {
     pthread_mutex_t *lock; /* guards the cell, and what router_link_detail() returns */
     _Atomic uint32_t *bell;
     const _Atomic bool *stopping;
+    _Atomic uint64_t *routing; /* out: routing_pack() of what routers tell; 0 = none met yet */
     engine_metrics *metrics;
 } router_link_shared;
 

@@ -433,7 +433,7 @@ drop_plan(scheduler *s)
 static bool
 uses_cache(const scheduler *s, const seq *q)
 {
-    return s->config.prefix_caching && !q->params.prompt_logprobs;
+    return s->config.prefix_caching && !q->params.prompt_logprobs && !q->params.routed_experts;
 }
 
 /* Blocks that are left to the running sequences. */

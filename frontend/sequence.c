@@ -74,6 +74,18 @@ sequence_tell_prompt_logprobs(sequence *q, const seq_work *w, const Conclave__Se
     }
 }
 
+void
+sequence_tell_routed(sequence *q, const seq_work *w, const Conclave__SeqResult *result)
+{
+    if (!q->params.routed_experts) return;
+    const gen_event event = {.kind = GEN_ROUTED,
+                             .position = w->start_pos,
+                             .routed = result->routed_experts.data,
+                             .routed_count = w->token_count,
+                             .cached_tokens = q->cached_tokens};
+    q->sink(q->user, &event);
+}
+
 bool
 sequence_tell_token(sequence *q, const seq_work *w, const Conclave__SeqResult *result,
                     finish_reason finish)

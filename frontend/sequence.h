@@ -41,6 +41,9 @@ void sequence_end_unserved(sequence *q, const char *error);
 void sequence_tell_prompt_logprobs(sequence *q, const seq_work *w,
                                    const Conclave__SeqResult *result);
 
+/* Hand out which experts the step's tokens used, if that was asked for. */
+void sequence_tell_routed(sequence *q, const seq_work *w, const Conclave__SeqResult *result);
+
 /* Hand out the sampled token; `finish` if it is the last.  Returns whether the sink wants the
  * sequence ended. */
 bool sequence_tell_token(sequence *q, const seq_work *w, const Conclave__SeqResult *result,

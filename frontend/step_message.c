@@ -5,9 +5,10 @@
 #include "frontend/sequence.h"
 
 moe_err
-step_message_init(step_message *m, uint32_t max_num_seqs)
+step_message_init(step_message *m, uint32_t max_num_seqs, uint32_t routed_token_bytes)
 {
-    *m = (step_message){.work = calloc(max_num_seqs, sizeof *m->work),
+    *m = (step_message){.routed_token_bytes = routed_token_bytes,
+                        .work = calloc(max_num_seqs, sizeof *m->work),
                         .pointers = calloc(max_num_seqs, sizeof *m->pointers),
                         .inits = calloc(max_num_seqs, sizeof *m->inits),
                         .samplings = calloc(max_num_seqs, sizeof *m->samplings)};
@@ -61,6 +62,7 @@ fill_work(step_message *m, uint32_t i, const seq_work *w)
     out->n_blocks = w->block_count;
     out->blocks = (uint32_t *)(uintptr_t)w->blocks;
     out->sample = w->sample;
+    out->routed_experts = q->params.routed_experts;
     out->prompt_logprobs = q->params.prompt_logprobs && w->start_pos + 1 < q->prompt_len &&
                            q->prompt_reported + 1 < q->prompt_len;
     out->has_next_token = out->prompt_logprobs && end < q->prompt_len;
@@ -104,9 +106,11 @@ logprobs_fit(const Conclave__TokenLogprobs *l, uint32_t vocab_size)
 
 static bool
 result_fits(const seq_work *w, const Conclave__SeqWork *asked, const Conclave__SeqResult *r,
-            uint32_t vocab_size)
+            uint32_t vocab_size, uint32_t routed_token_bytes)
 {
     if (r->slot != w->slot) return false;
+    const size_t routed = asked->routed_experts ? (size_t)w->token_count * routed_token_bytes : 0;
+    if (r->routed_experts.len != routed) return false;
     const size_t prompt_logprobs =
         asked->prompt_logprobs ? asked->n_tokens - 1 + asked->has_next_token : 0;
     if (r->n_prompt_logprobs != prompt_logprobs) return false;
@@ -127,7 +131,8 @@ step_message_is_answered(const step_message *m, const step_plan *plan, uint32_t 
     if (reply->step != m->request.step || reply->n_results != plan->count) return false;
     for (uint32_t i = 0; i < plan->count; i++) {
         const seq_work *w = &plan->work[i];
-        if (w->user != NULL && !result_fits(w, &m->work[i], reply->results[i], vocab_size))
+        if (w->user != NULL &&
+            !result_fits(w, &m->work[i], reply->results[i], vocab_size, m->routed_token_bytes))
             return false;
     }
     return true;

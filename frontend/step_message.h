@@ -19,10 +19,11 @@ typedef struct step_message {
     Conclave__SeqWork **pointers;
     Conclave__SeqInit *inits;
     Conclave__Sampling *samplings;
+    uint32_t routed_token_bytes; /* that a result has for each token whose experts were asked for */
 } step_message;
 
 /* MOE_ENOMEM: fini() all the same. */
-moe_err step_message_init(step_message *m, uint32_t max_num_seqs);
+moe_err step_message_init(step_message *m, uint32_t max_num_seqs, uint32_t routed_token_bytes);
 void step_message_fini(step_message *m); /* accepts one that is all zero */
 
 /* Fill m->request anew.  A sequence's first work notes on it what came from the prefix cache. */

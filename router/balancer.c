@@ -42,8 +42,10 @@ struct balancer {
     uint64_t logged_steps;
 
     _Atomic bool stopping, forced;
-    pthread_mutex_t lock; /* guards report */
+    _Atomic uint64_t looked_steps; /* load_feed_steps() when it last looked at the load */
+    pthread_mutex_t lock;          /* guards what follows */
     balancer_report report;
+    double *layers; /* [L] balancedness */
 };
 
 /* mover's: is there something better to do than this change? */
@@ -164,16 +166,19 @@ decide(balancer *b, eplb_policy policy, const eplb_costs *costs, eplb_outcome *o
 
 /* ---- carrying it out ---- */
 
+/* o: NULL if no decision came about. */
 static void
-note(balancer *b, const char *verdict, const char *text, const eplb_outcome *o)
+note(balancer *b, const char *text, const eplb_outcome *o)
 {
+    const uint32_t verdict = o != NULL ? o->verdict : BALANCER_FAILED;
     pthread_mutex_lock(&b->lock);
     balancer_report *r = &b->report;
     r->decisions++;
+    r->verdicts[verdict]++;
     r->last_ns = clock_now_ns();
     r->last_gain_ns = o != NULL ? o->gain_ns : 0;
     r->last_bytes = o != NULL ? o->move_bytes : 0;
-    snprintf(r->last_verdict, sizeof r->last_verdict, "%s", verdict);
+    snprintf(r->last_verdict, sizeof r->last_verdict, "%s", balancer_verdict_name(verdict));
     snprintf(r->last_text, sizeof r->last_text, "%s", text);
     pthread_mutex_unlock(&b->lock);
 }
@@ -191,10 +196,12 @@ carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
     b->report.experts_moved += moved.experts;
     b->report.bytes_moved += moved.bytes;
     b->report.move_ns += moved.ns;
-    if (err)
+    if (err) {
         b->report.failed++;
-    else
+    } else {
         b->report.adopted++;
+        b->report.adopted_ns = clock_now_ns();
+    }
     pthread_mutex_unlock(&b->lock);
     if (!err) futex_bump(membership_changes(b->config.membership)); /* look what it is like now */
     if (err)
@@ -218,6 +225,7 @@ note_recovery(balancer *b)
     pthread_mutex_lock(&b->lock);
     b->report.repairs++;
     b->report.last_recovery_ns = ns;
+    b->report.recovery_ns += ns;
     if (ns > b->report.recovery_ns_max) b->report.recovery_ns_max = ns;
     pthread_mutex_unlock(&b->lock);
     LOG_INFO("eplb", "all experts have hosts again recovery_ms=%llu",
@@ -324,7 +332,7 @@ fit(balancer *b, const char *reason)
     if (!err) err = fill_slots(b, &out, &eb);
     const char *text = err ? eb.text : out.text;
     LOG_INFO("eplb", "%s: %s", reason, text);
-    note(b, err ? "failed" : eplb_verdict_name(out.verdict), text, err ? NULL : &out);
+    note(b, text, err ? NULL : &out);
     if (!err && carry_out(b, &out, repair ? 0 : b->config.move_bytes_per_s, repair) == MOE_OK)
         b->retry_ns = 0;
     eplb_outcome_fini(&out);
@@ -347,12 +355,23 @@ end_drained(balancer *b)
 
 /* ---- the load changed ---- */
 
+/* Of all layers, and of each by itself. */
 static double
-balancedness(balancer *b, const uint64_t *rows)
+measure_balancedness(balancer *b)
 {
-    double scratch[WORKER_MAX];
+    double scratch[WORKER_MAX], speeds[WORKER_MAX];
+    const placement *p = b->view.home;
     placement_set_even_shares(b->view.home);
-    return placement_balancedness(b->view.home, rows, NULL, scratch);
+    for (uint32_t w = 0; w < p->worker_count; w++) /* ids that nobody has don't count */
+        speeds[w] = p->slot_first[w + 1] > p->slot_first[w] ? 1 : 0;
+    const double value = placement_balancedness(p, b->rows, speeds, scratch);
+    pthread_mutex_lock(&b->lock);
+    b->report.balancedness = value;
+    for (uint32_t l = 0; l < p->num_layers; l++)
+        b->layers[l] = placement_layer_balancedness(p, l, b->rows + (size_t)l * p->num_experts,
+                                                    speeds, scratch);
+    pthread_mutex_unlock(&b->lock);
+    return value;
 }
 
 /* Those whose speed is not 1, as "worker 2: 0.71", for the log. */
@@ -381,12 +400,12 @@ rebalance(balancer *b, bool forced)
     }
     const moe_err err = decide(b, b->config.policy, &costs, &out, &eb);
     const char *text = err ? eb.text : out.text;
-    const char *verdict = err ? "failed" : eplb_verdict_name(out.verdict);
     char speeds[256];
     tell_speeds(b, speeds, sizeof speeds);
-    LOG_INFO("eplb", "decision verdict=%s policy=%s forced=%d window_steps=%u%s: %s", verdict,
+    LOG_INFO("eplb", "decision verdict=%s policy=%s forced=%d window_steps=%u%s: %s",
+             balancer_verdict_name(err ? BALANCER_FAILED : out.verdict),
              eplb_policy_name(b->config.policy), forced, b->window_steps, speeds, text);
-    note(b, verdict, text, err ? NULL : &out);
+    note(b, text, err ? NULL : &out);
     if (!err && out.next != NULL) {
         carry_out(b, &out, b->config.move_bytes_per_s, false);
     } else {
@@ -413,15 +432,12 @@ log_balancedness(balancer *b, double value)
 static void
 look_at_load(balancer *b)
 {
-    const double value = balancedness(b, b->rows);
-    pthread_mutex_lock(&b->lock);
-    b->report.balancedness = value;
-    pthread_mutex_unlock(&b->lock);
-    log_balancedness(b, value);
+    log_balancedness(b, measure_balancedness(b));
     const bool forced = atomic_exchange(&b->forced, false);
     bool due = load_feed_is_due(b->config.feed);
     if (b->config.pool != NULL) due = load_pool_is_due(b->config.pool) || due;
     if (!forced && !(due && b->config.enabled)) return;
+    atomic_store(&b->looked_steps, load_feed_steps(b->config.feed));
     if (b->config.pool != NULL) load_pool_looked(b->config.pool);
     b->part_count = load_feed_take_parts(b->config.feed, b->part_rows);
     rebalance(b, forced);
@@ -487,6 +503,7 @@ release(balancer *b)
     pthread_mutex_destroy(&b->lock);
     free(b->rows);
     free(b->part_rows);
+    free(b->layers);
     free(b);
 }
 
@@ -505,8 +522,12 @@ balancer_start(balancer **out, const balancer_config *config, errbuf *eb)
     const size_t cells = (size_t)config->num_layers * config->num_experts;
     b->rows = calloc(cells, sizeof *b->rows);
     b->part_rows = calloc(cells * ROUTING_PARTS, sizeof *b->part_rows);
-    moe_err err =
-        b->rows != NULL && b->part_rows != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
+    b->layers = calloc(config->num_layers, sizeof *b->layers);
+    for (uint32_t l = 0; l < config->num_layers && b->layers != NULL; l++)
+        b->layers[l] = 1; /* as without any load */
+    moe_err err = b->rows != NULL && b->part_rows != NULL && b->layers != NULL
+                      ? MOE_OK
+                      : err_set(eb, MOE_ENOMEM, "out of memory");
     if (!err)
         err = mover_create(&b->mover,
                            &(mover_config){.membership = config->membership,
@@ -550,4 +571,29 @@ balancer_get_report(balancer *b, balancer_report *out)
     pthread_mutex_lock(&b->lock);
     *out = b->report;
     pthread_mutex_unlock(&b->lock);
+    /* In this order: a look that falls between the two makes it less, not more. */
+    const uint64_t steps = load_feed_steps(b->config.feed), looked = atomic_load(&b->looked_steps);
+    out->idle_steps = steps > looked ? steps - looked : 0;
+    out->overdue = b->config.enabled && out->idle_steps >= (uint64_t)BALANCER_OVERDUE_INTERVALS *
+                                                               b->config.balance.step_interval;
+}
+
+void
+balancer_get_layers(balancer *b, double *out)
+{
+    pthread_mutex_lock(&b->lock);
+    memcpy(out, b->layers, b->config.num_layers * sizeof *out);
+    pthread_mutex_unlock(&b->lock);
+}
+
+uint32_t
+balancer_step_interval(const balancer *b)
+{
+    return b->config.balance.step_interval;
+}
+
+const char *
+balancer_verdict_name(uint32_t verdict)
+{
+    return verdict < EPLB_VERDICTS ? eplb_verdict_name((eplb_verdict)verdict) : "failed";
 }

@@ -49,18 +49,35 @@ void balancer_stop(balancer *b); /* accepts NULL */
 /* Look at the placement now, and adopt whatever is better at all. */
 void balancer_rebalance(balancer *b);
 
+/* With --eplb it looks at the load once in an interval.  After so many without a look something
+ * holds it up: a change to the fleet that can't be made, or a move that takes longer than that. */
+#define BALANCER_OVERDUE_INTERVALS 2u
+/* balancer_report.verdicts: an eplb_verdict, or this: no decision came about. */
+#define BALANCER_FAILED EPLB_VERDICTS
+
 typedef struct balancer_report {
     uint64_t decisions; /* with or without a change */
+    uint64_t verdicts[EPLB_VERDICTS + 1];
     uint64_t adopted, refused, failed;
     uint64_t experts_moved, bytes_moved, move_ns;
     uint64_t repairs; /* times that experts were without a host, and over */
-    uint64_t last_recovery_ns, recovery_ns_max; /* from the loss until all were hosted */
-    double balancedness;                        /* of the window, by the placement in force */
-    uint64_t last_ns; /* of the last decision; clock_now_ns() time; 0: none */
+    uint64_t last_recovery_ns, recovery_ns_max, recovery_ns; /* from the loss until all were
+                                                                hosted; the last is their sum */
+    uint64_t adopted_ns; /* when a placement was last adopted; clock_now_ns() time; 0: never */
+    uint64_t idle_steps; /* since it last looked at the load */
+    bool overdue;        /* it is enabled, and those are BALANCER_OVERDUE_INTERVALS or more */
+    double balancedness; /* of the window, by the placement in force */
+    uint64_t last_ns;    /* of the last decision; clock_now_ns() time; 0: none */
     double last_gain_ns, last_bytes;
     char last_verdict[16], last_text[256];
 } balancer_report;
 
 void balancer_get_report(balancer *b, balancer_report *out);
+/* Balancedness of each layer, out [L], with balancer_report.balancedness. */
+void balancer_get_layers(balancer *b, double *out);
+uint32_t balancer_step_interval(const balancer *b);
+
+/* The verdict's name: "adopted", ..., "failed". */
+const char *balancer_verdict_name(uint32_t verdict);
 
 #endif

@@ -1,5 +1,4 @@
 /* conclave-ctl: asks a running router about its fleet, and changes it. */
-#include <cjson/cJSON.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,17 +9,16 @@
 #include "common/program.h"
 #include "exchange/wire.h"
 #include "proto/control.h"
+#include "proto/fleet_json.h"
+#include "proto/methods.h"
 #include "proto/rpc.h"
 
 #define CALL_TIMEOUT_MS 3000
 #define NS_PER_S_F 1e9
 
-/* Router's methods, in the order of conclave.proto. */
-enum { METHOD_STATS = 4, METHOD_DRAIN_WORKERS = 6, METHOD_REBALANCE = 7 };
-
 typedef struct options {
     const char *model, *run_dir, *log_level, *drain;
-    bool no_model, json, rebalance;
+    bool no_model, json, rebalance, placement, routing;
     control_options control;
 } options;
 
@@ -41,70 +39,16 @@ parse_ids(const char *text, uint32_t *out)
     return 0;
 }
 
-static void
-add_worker(cJSON *list, const Conclave__WorkerStatus *w)
+/* Takes root. */
+static moe_err
+print_json(cJSON *root, errbuf *eb)
 {
-    cJSON *o = cJSON_CreateObject();
-    cJSON_AddNumberToObject(o, "id", w->worker_id);
-    cJSON_AddNumberToObject(o, "pid", w->pid);
-    cJSON_AddStringToObject(o, "state", w->state);
-    cJSON_AddStringToObject(o, "backend", w->backend);
-    cJSON_AddNumberToObject(o, "slots", w->slots);
-    cJSON_AddNumberToObject(o, "experts_hosted", w->experts_hosted);
-    cJSON_AddNumberToObject(o, "bytes_hosted", (double)w->bytes_hosted);
-    cJSON_AddNumberToObject(o, "memory_bytes", (double)w->memory_bytes);
-    cJSON_AddItemToArray(list, o);
-}
-
-static void
-add_balance(cJSON *to, const Conclave__BalanceStats *b)
-{
-    cJSON *o = cJSON_AddObjectToObject(to, "eplb");
-    cJSON_AddBoolToObject(o, "enabled", b->enabled);
-    cJSON_AddStringToObject(o, "policy", b->policy);
-    cJSON_AddNumberToObject(o, "balancedness", b->balancedness);
-    cJSON_AddNumberToObject(o, "decisions", (double)b->decisions);
-    cJSON_AddNumberToObject(o, "adopted", (double)b->adopted);
-    cJSON_AddNumberToObject(o, "refused", (double)b->refused);
-    cJSON_AddNumberToObject(o, "failed", (double)b->failed);
-    cJSON_AddNumberToObject(o, "experts_moved", (double)b->experts_moved);
-    cJSON_AddNumberToObject(o, "bytes_moved", (double)b->bytes_moved);
-    cJSON_AddNumberToObject(o, "move_seconds", (double)b->move_ns / NS_PER_S_F);
-    cJSON_AddNumberToObject(o, "repairs", (double)b->repairs);
-    cJSON_AddNumberToObject(o, "last_recovery_seconds", (double)b->last_recovery_ns / NS_PER_S_F);
-    cJSON_AddNumberToObject(o, "max_recovery_seconds", (double)b->recovery_ns_max / NS_PER_S_F);
-    if (!b->any) return;
-    cJSON *last = cJSON_AddObjectToObject(o, "last");
-    cJSON_AddNumberToObject(last, "seconds_ago", (double)b->last_age_ns / NS_PER_S_F);
-    cJSON_AddStringToObject(last, "verdict", b->last_verdict);
-    cJSON_AddStringToObject(last, "reason", b->last_text);
-    cJSON_AddNumberToObject(last, "gain_seconds", b->last_gain_ns / NS_PER_S_F);
-    cJSON_AddNumberToObject(last, "bytes", b->last_bytes);
-}
-
-static void
-print_json(const Conclave__RouterStats *s)
-{
-    cJSON *o = cJSON_CreateObject();
-    cJSON_AddBoolToObject(o, "ready", s->ready);
-    cJSON_AddStringToObject(o, "detail", s->detail);
-    cJSON_AddNumberToObject(o, "epoch", (double)s->epoch);
-    cJSON_AddNumberToObject(o, "steps", (double)s->steps);
-    cJSON_AddNumberToObject(o, "tokens", (double)s->tokens);
-    cJSON_AddNumberToObject(o, "step_seconds", (double)s->step_ns / NS_PER_S_F);
-    cJSON_AddNumberToObject(o, "recent_p50_ms", (double)s->recent_p50_ns / 1e6);
-    cJSON_AddNumberToObject(o, "recent_p99_ms", (double)s->recent_p99_ns / 1e6);
-    cJSON_AddNumberToObject(o, "resends", (double)s->resends);
-    cJSON_AddNumberToObject(o, "step_waits", (double)s->step_waits);
-    cJSON_AddNumberToObject(o, "workers_lost", (double)s->workers_lost);
-    cJSON *workers = cJSON_AddArrayToObject(o, "workers");
-    for (size_t i = 0; i < s->n_workers; i++)
-        add_worker(workers, s->workers[i]);
-    if (s->balance != NULL) add_balance(o, s->balance);
-    char *text = cJSON_PrintUnformatted(o);
-    if (text != NULL) puts(text);
+    char *text = fleet_json_text(root);
+    cJSON_Delete(root);
+    if (text == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    puts(text);
     free(text);
-    cJSON_Delete(o);
+    return MOE_OK;
 }
 
 static void
@@ -155,27 +99,36 @@ run(const options *o, rpc_client *client, errbuf *eb)
 {
     uint32_t ids[WORKER_MAX];
     ProtobufCMessage *response = NULL;
+    cJSON *root = NULL;
     moe_err err;
     if (o->rebalance) {
         const Conclave__RebalanceRequest request = CONCLAVE__REBALANCE_REQUEST__INIT;
-        err = call(client, METHOD_REBALANCE, &request.base, &response, eb);
+        err = call(client, ROUTER_REBALANCE, &request.base, &response, eb);
     } else if (o->drain[0] != '\0') {
         Conclave__DrainWorkersRequest request = CONCLAVE__DRAIN_WORKERS_REQUEST__INIT;
         request.n_ids = parse_ids(o->drain, ids);
         request.ids = ids;
         if (request.n_ids == 0)
             return err_set(eb, MOE_EINVAL, "--drain: \"%.64s\" is no list of worker ids", o->drain);
-        err = call(client, METHOD_DRAIN_WORKERS, &request.base, &response, eb);
+        err = call(client, ROUTER_DRAIN_WORKERS, &request.base, &response, eb);
+    } else if (o->placement) {
+        const Conclave__PlacementRequest request = CONCLAVE__PLACEMENT_REQUEST__INIT;
+        err = call(client, ROUTER_PLACEMENT, &request.base, &response, eb);
+        if (!err) err = fleet_json_placement((const void *)response, &root, eb);
+    } else if (o->routing) {
+        const Conclave__RoutingRequest request = CONCLAVE__ROUTING_REQUEST__INIT;
+        err = call(client, ROUTER_ROUTING, &request.base, &response, eb);
+        if (!err) err = fleet_json_routing((const void *)response, &root, eb);
     } else {
         const Conclave__StatsRequest request = CONCLAVE__STATS_REQUEST__INIT;
-        err = call(client, METHOD_STATS, &request.base, &response, eb);
+        err = call(client, ROUTER_STATS, &request.base, &response, eb);
         if (!err && o->json)
-            print_json((const void *)response);
+            err = fleet_json_stats((const void *)response, &root, eb);
         else if (!err)
             print_text((const void *)response);
     }
     rpc_response_free(response);
-    return err;
+    return root == NULL ? err : print_json(root, eb);
 }
 
 int
@@ -188,6 +141,10 @@ main(int argc, char **argv)
         {"json", NULL, FLAG_BOOL, &o.json, "false", 0, 0, NULL, NULL, "print one line of JSON"},
         {"rebalance", NULL, FLAG_BOOL, &o.rebalance, "false", 0, 0, NULL, NULL,
          "look at the placement of experts now, and adopt whatever is better"},
+        {"placement", NULL, FLAG_BOOL, &o.placement, "false", 0, 0, NULL, NULL,
+         "print which workers host which experts, as JSON"},
+        {"routing", NULL, FLAG_BOOL, &o.routing, "false", 0, 0, NULL, NULL,
+         "print the tokens of each layer's experts in the window, as JSON"},
         {"drain", NULL, FLAG_STRING, &o.drain, "", 0, 0, NULL, NULL,
          "ids of workers (3,4) that are to go: their experts move first, then they end"},
         CONTROL_FLAGS(&o.control),
@@ -195,7 +152,8 @@ main(int argc, char **argv)
          "what is logged"},
     };
     const program p = {.name = "conclave-ctl",
-                       .usage = "conclave-ctl --run-dir DIR [--json | --rebalance | --drain IDS]",
+                       .usage = "conclave-ctl --run-dir DIR [--json | --placement | --routing | "
+                                "--rebalance | --drain IDS]",
                        .summary = "Shows a running fleet's workers and experts, and changes them.",
                        .specs = specs,
                        .spec_count = sizeof specs / sizeof specs[0],
@@ -215,9 +173,11 @@ main(int argc, char **argv)
         moe_err err = control_open(&control, &o.control, &dir, 0, &eb);
         if (!err) {
             control_router_url(&control, 0, url);
-            err = rpc_client_open(
-                &client,
-                &(rpc_client_options){.url = url, .service = &conclave__router__descriptor}, &eb);
+            err = rpc_client_open(&client,
+                                  &(rpc_client_options){.url = url,
+                                                        .service = &conclave__router__descriptor,
+                                                        .message_bytes_max = FLEET_REPLY_BYTES_MAX},
+                                  &eb);
         }
         if (!err) err = run(&o, client, &eb);
         if (err) fprintf(stderr, "conclave-ctl: %s\n", eb.text);

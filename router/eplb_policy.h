@@ -102,6 +102,7 @@ typedef enum eplb_verdict {
     EPLB_BALANCED,  /* nothing to gain beyond chance and gain_min */
     EPLB_TOO_DEAR,  /* the gain does not pay for the moves */
     EPLB_UNCHANGED, /* the policy's placement is the current one */
+    EPLB_VERDICTS   /* how many there are */
 } eplb_verdict;
 
 const char *eplb_verdict_name(eplb_verdict verdict); /* "adopted", "too_dear", ... */

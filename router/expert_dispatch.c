@@ -173,6 +173,37 @@ trace_results(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t n
     }
 }
 
+static void
+add_to(_Atomic uint64_t *count, uint64_t more)
+{
+    const uint64_t now = atomic_load_explicit(count, memory_order_relaxed); /* nobody else adds */
+    atomic_store_explicit(count, now + more, memory_order_relaxed);
+}
+
+/* All results are there; the step had waited for them since start_ns. */
+static void
+count_results(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t start_ns)
+{
+    for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
+        const uint32_t rows = dispatch_plan_list(tf->batches[m].plan, worker).row_count;
+        const wire_hdr *h = rows ? router_end_result_hdr(fleet->exchange, worker, m) : NULL;
+        if (h == NULL) continue;
+        const uint64_t at = router_end_result_ns(fleet->exchange, worker, m);
+        add_to(&tf->loads[worker].rows, rows);
+        add_to(&tf->loads[worker].busy_ns, h->busy_ns);
+        if (at > start_ns) add_to(&tf->loads[worker].wait_ns, at - start_ns);
+    }
+}
+
+worker_load
+transformer_worker_load(const transformer *tf, uint32_t worker)
+{
+    const load_counts *c = &tf->loads[worker];
+    return (worker_load){atomic_load_explicit(&c->rows, memory_order_relaxed),
+                         atomic_load_explicit(&c->busy_ns, memory_order_relaxed),
+                         atomic_load_explicit(&c->wait_ns, memory_order_relaxed)};
+}
+
 moe_err
 expert_combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer,
                uint64_t step, step_times *times, uint32_t *lost, errbuf *eb)
@@ -193,6 +224,7 @@ expert_combine(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t 
     const uint64_t end = clock_now_ns();
     times->expert_wait_ns += end - start;
     mb->pending = false;
+    count_results(tf, fleet, m, start);
     trace_results(tf, fleet, m, end);
 
     phase_enter(tf->phases, PHASE_COMBINE);

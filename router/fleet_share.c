@@ -38,27 +38,39 @@ fleet_version_locked(const membership *m)
     return h | 1;
 }
 
+/*   slot_counts  [WORKER_MAX] of each worker
+ *   *slots       [*count] owned  */
+static moe_err
+copy_placement_locked(const membership *m, uint32_t *slot_counts, uint32_t **slots, size_t *count,
+                      errbuf *eb)
+{
+    const placement *p = m->home;
+    *count = (size_t)p->num_layers * p->slot_count;
+    *slots = malloc((*count + 1) * sizeof **slots);
+    if (*slots == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    for (uint32_t w = 0; w < p->worker_count; w++) {
+        slot_counts[w] = p->slot_first[w + 1] - p->slot_first[w];
+        for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
+            for (uint32_t l = 0; l < p->num_layers; l++)
+                (*slots)[(size_t)l * p->slot_count + s] = shared_slot_locked(m, w, l, s);
+        }
+    }
+    return MOE_OK;
+}
+
 static moe_err
 fill_placement_locked(const membership *m, fleet_answer *a, errbuf *eb)
 {
     const placement *p = m->home;
-    const size_t count = (size_t)p->num_layers * p->slot_count;
-    a->slots = malloc((count + 1) * sizeof *a->slots);
-    if (a->slots == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
-    for (uint32_t w = 0; w < p->worker_count; w++) {
-        a->slot_counts[w] = p->slot_first[w + 1] - p->slot_first[w];
+    const moe_err err = copy_placement_locked(m, a->slot_counts, &a->slots, &a->reply.n_slots, eb);
+    if (err) return err;
+    for (uint32_t w = 0; w < p->worker_count; w++)
         a->speeds[w] = p->speeds[w];
-        for (uint32_t s = p->slot_first[w]; s < p->slot_first[w + 1]; s++) {
-            for (uint32_t l = 0; l < p->num_layers; l++)
-                a->slots[(size_t)l * p->slot_count + s] = shared_slot_locked(m, w, l, s);
-        }
-    }
     a->reply.has_placement = true;
-    a->reply.n_slot_counts = p->worker_count;
+    a->reply.n_slot_counts = m->home->worker_count;
     a->reply.slot_counts = a->slot_counts;
     a->reply.n_speeds = p->worker_count;
     a->reply.speeds = a->speeds;
-    a->reply.n_slots = count;
     a->reply.slots = a->slots;
     return MOE_OK;
 }
@@ -130,6 +142,41 @@ fleet_on_request(membership *m, const Conclave__FleetRequest *q, fleet_answer **
 
 void
 fleet_answer_free(fleet_answer *a)
+{
+    if (a == NULL) return;
+    free(a->slots);
+    free(a);
+}
+
+moe_err
+fleet_tell_placement(membership *m, placement_answer **out, errbuf *eb)
+{
+    *out = NULL;
+    placement_answer *a = calloc(1, sizeof *a);
+    if (a == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    conclave__placement_reply__init(&a->reply);
+    a->reply.parallelism = (char *)(uintptr_t)(m->config.mode == WIRE_TP ? "tp" : "ep");
+    a->reply.num_layers = m->config.limits.num_layers;
+    a->reply.num_experts = m->config.limits.num_experts;
+    moe_err err = MOE_OK;
+    pthread_mutex_lock(&m->lock);
+    a->reply.epoch = m->epoch;
+    if (m->home != NULL && m->started) {
+        err = copy_placement_locked(m, a->slot_counts, &a->slots, &a->reply.n_slots, eb);
+        a->reply.n_slot_counts = err ? 0 : m->home->worker_count;
+    }
+    pthread_mutex_unlock(&m->lock);
+    a->reply.slot_counts = a->slot_counts;
+    a->reply.slots = a->slots;
+    if (err)
+        placement_answer_free(a);
+    else
+        *out = a;
+    return err;
+}
+
+void
+placement_answer_free(placement_answer *a)
 {
     if (a == NULL) return;
     free(a->slots);

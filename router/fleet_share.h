@@ -36,6 +36,18 @@ moe_err fleet_on_request(membership *m, const Conclave__FleetRequest *request, f
                          errbuf *eb);
 void fleet_answer_free(fleet_answer *a); /* accepts NULL */
 
+/* A reply of Router.Placement and all it points to. */
+typedef struct placement_answer {
+    Conclave__PlacementReply reply;
+    uint32_t slot_counts[WORKER_MAX];
+    uint32_t *slots; /* owned */
+} placement_answer;
+
+/* The placement as steps may use it: slots of workers that are not there are empty.  WIRE_TP, and
+ * before the fleet has begun: no workers.  Free with placement_answer_free().  MOE_ENOMEM. */
+moe_err fleet_tell_placement(membership *m, placement_answer **out, errbuf *eb);
+void placement_answer_free(placement_answer *a); /* accepts NULL */
+
 /* Until every follower that is alive has adopted the present placement: true; or timeout_ms have
  * passed.  From the thread that moves experts. */
 bool fleet_wait_for_followers(membership *m, uint32_t timeout_ms);

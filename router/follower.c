@@ -188,7 +188,7 @@ static uint64_t
 tell_load(follower *f, Conclave__FleetRequest *request)
 {
     if (f->config.feed == NULL) return 0;
-    const uint64_t steps = load_feed_steps(f->config.feed);
+    const uint64_t steps = load_feed_snapshot_steps(f->config.feed);
     if (steps == f->told_steps) return steps;
     request->steps = steps;
     request->window_steps = load_feed_take(f->config.feed, f->window);

@@ -17,13 +17,14 @@ struct load_feed {
     size_t cells;
     routing_stats *stats; /* the step thread's */
     uint32_t since_snapshot;
+    _Atomic uint64_t steps;
     _Atomic bool due;
 
     pthread_mutex_t lock; /* guards the snapshot; the step thread only tries it */
     uint64_t *snapshot;   /* [cells] */
     uint64_t *parts;      /* [ROUTING_PARTS][cells] */
     uint32_t snapshot_steps, part_count;
-    uint64_t steps;
+    uint64_t steps_at_snapshot;
 
     /* The trace: written by the step thread at `head`, read by the writer at `tail`. */
     routing_trace_writer *trace;
@@ -149,12 +150,13 @@ void
 load_feed_add(load_feed *f, uint64_t step, const uint64_t *totals)
 {
     const bool due = routing_stats_add_totals(f->stats, totals);
+    atomic_store_explicit(&f->steps, routing_stats_steps(f->stats), memory_order_relaxed);
     if (f->writing) queue_for_trace(f, step);
     f->since_snapshot++;
     if ((due || f->since_snapshot >= SNAPSHOT_STEPS) && pthread_mutex_trylock(&f->lock) == 0) {
         memcpy(f->snapshot, routing_stats_rows(f->stats), f->cells * sizeof *f->snapshot);
         f->snapshot_steps = routing_stats_window_steps(f->stats);
-        f->steps = routing_stats_steps(f->stats);
+        f->steps_at_snapshot = routing_stats_steps(f->stats);
         if (due) f->part_count = routing_stats_parts(f->stats, f->parts);
         pthread_mutex_unlock(&f->lock);
         f->since_snapshot = 0;
@@ -175,10 +177,16 @@ load_feed_take(load_feed *f, uint64_t *rows)
 }
 
 uint64_t
-load_feed_steps(load_feed *f)
+load_feed_steps(const load_feed *f)
+{
+    return atomic_load_explicit(&f->steps, memory_order_relaxed);
+}
+
+uint64_t
+load_feed_snapshot_steps(load_feed *f)
 {
     pthread_mutex_lock(&f->lock);
-    const uint64_t steps = f->steps;
+    const uint64_t steps = f->steps_at_snapshot;
     pthread_mutex_unlock(&f->lock);
     return steps;
 }

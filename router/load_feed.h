@@ -37,8 +37,9 @@ void load_feed_add(load_feed *f, uint64_t step, const uint64_t *totals);
 
 /* The window's sums as they were left last, rows [L * E]; returns the steps in them, 0: none. */
 uint32_t load_feed_take(load_feed *f, uint64_t *rows);
-/* Steps since the start of the process when the sums were left last. */
-uint64_t load_feed_steps(load_feed *f);
+/* Steps since the start of the process: all of them, and those before the sums were left last. */
+uint64_t load_feed_steps(const load_feed *f);
+uint64_t load_feed_snapshot_steps(load_feed *f);
 /* Sums over the window's parts as the last interval that is over left them, oldest first: rows
  * [ROUTING_PARTS][L * E]; returns how many parts, 0: no interval is over. */
 uint32_t load_feed_take_parts(load_feed *f, uint64_t *rows);

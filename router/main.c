@@ -16,6 +16,7 @@
 #include "router/follower.h"
 #include "router/placement.h"
 #include "router/service.h"
+#include "router/step_check.h"
 
 #define UPDATE_MS 100
 #define HEARTBEAT_MS_MAX 500
@@ -270,19 +271,24 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                                    .bell = membership_changes(running)},
                                eb);
     if (err) goto done;
-    err = stepper_start(&step,
-                        &(stepper_config){.transformer = tf,
-                                          .membership = running,
-                                          .feed = feed,
-                                          .vocab_size = model->vocab_size,
-                                          .max_num_seqs = sizes.seq_max,
-                                          .max_num_batched_tokens = sizes.token_max,
-                                          .max_model_len = sizes.max_model_len,
-                                          .kv_block_count = sizes.kv_block_count,
-                                          .layer_timeout_ms = LAYER_TIMEOUT_MS,
-                                          .incarnation = incarnation,
-                                          .phases = &profile},
-                        eb);
+    const size_t routed_token_bytes =
+        (size_t)model->num_layers * model->top_k * transformer_id_bytes(tf);
+    const bool tells_routed = routed_token_bytes * sizes.token_max <= STEP_ROUTED_BYTES_MAX;
+    err = stepper_start(
+        &step,
+        &(stepper_config){.transformer = tf,
+                          .membership = running,
+                          .feed = feed,
+                          .vocab_size = model->vocab_size,
+                          .max_num_seqs = sizes.seq_max,
+                          .max_num_batched_tokens = sizes.token_max,
+                          .max_model_len = sizes.max_model_len,
+                          .kv_block_count = sizes.kv_block_count,
+                          .layer_timeout_ms = LAYER_TIMEOUT_MS,
+                          .incarnation = incarnation,
+                          .routed_token_bytes = tells_routed ? (uint32_t)routed_token_bytes : 0,
+                          .phases = &profile},
+        eb);
     (void)eplb_policy_parse(o->eplb_policy, &policy);
     if (!err && !tp && !follows)
         err = balancer_start(
@@ -300,26 +306,29 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                .move_bytes_per_s = (uint64_t)o->eplb_move_mbps * 1000000},
             eb);
     if (err) goto done;
-    err = router_service_start(&service,
-                               &(router_service_config){.control_url = control_url,
-                                                        .incarnation = incarnation,
-                                                        .identity = &id,
-                                                        .transformer = tf,
-                                                        .membership = running,
-                                                        .stepper = step,
-                                                        .balancer = balance_thread,
-                                                        .pool = followers,
-                                                        .follows = follows,
-                                                        .eplb = o->eplb,
-                                                        .eplb_policy = o->eplb_policy,
-                                                        .kv_block_count = sizes.kv_block_count,
-                                                        .max_num_seqs = sizes.seq_max,
-                                                        .max_num_batched_tokens = sizes.token_max,
-                                                        .max_model_len = sizes.max_model_len,
-                                                        .heartbeat_ms = heartbeat_ms,
-                                                        .tensor_parallel = tp,
-                                                        .on_drain = stop},
-                               eb);
+    err = router_service_start(
+        &service,
+        &(router_service_config){.control_url = control_url,
+                                 .incarnation = incarnation,
+                                 .identity = &id,
+                                 .transformer = tf,
+                                 .membership = running,
+                                 .stepper = step,
+                                 .balancer = balance_thread,
+                                 .feed = follows ? NULL : feed,
+                                 .pool = followers,
+                                 .follows = follows,
+                                 .eplb = o->eplb,
+                                 .eplb_policy = o->eplb_policy,
+                                 .kv_block_count = sizes.kv_block_count,
+                                 .max_num_seqs = sizes.seq_max,
+                                 .max_num_batched_tokens = sizes.token_max,
+                                 .max_model_len = sizes.max_model_len,
+                                 .heartbeat_ms = heartbeat_ms,
+                                 .routed_id_bytes = tells_routed ? transformer_id_bytes(tf) : 0,
+                                 .tensor_parallel = tp,
+                                 .on_drain = stop},
+        eb);
     if (err) goto done;
     LOG_INFO("router",
              "started kernels=%s dtype=%s attn_dtype=%s kv_dtype=%s kv_blocks=%u max_model_len=%u "

@@ -309,16 +309,16 @@ placement_worker_rows(const placement *p, uint32_t layer, const uint64_t *expert
     }
 }
 
-double
-placement_balancedness(const placement *p, const uint64_t *expert_rows, const double *speeds,
-                       double *scratch)
+static double
+balancedness_of(const placement *p, uint32_t first, uint32_t count, const uint64_t *expert_rows,
+                const double *speeds, double *scratch)
 {
     double speed_sum = 0, means = 0, maxima = 0;
     for (uint32_t w = 0; w < p->worker_count; w++)
         speed_sum += speeds ? speeds[w] : 1;
-    for (uint32_t l = 0; l < p->num_layers; l++) {
+    for (uint32_t l = 0; l < count; l++) {
         double rows = 0, most = 0;
-        placement_worker_rows(p, l, expert_rows + (size_t)l * p->num_experts, scratch);
+        placement_worker_rows(p, first + l, expert_rows + (size_t)l * p->num_experts, scratch);
         for (uint32_t w = 0; w < p->worker_count; w++) {
             const double speed = speeds ? speeds[w] : 1;
             rows += scratch[w];
@@ -328,6 +328,20 @@ placement_balancedness(const placement *p, const uint64_t *expert_rows, const do
         maxima += most;
     }
     return maxima > 0 ? means / maxima : 1;
+}
+
+double
+placement_balancedness(const placement *p, const uint64_t *expert_rows, const double *speeds,
+                       double *scratch)
+{
+    return balancedness_of(p, 0, p->num_layers, expert_rows, speeds, scratch);
+}
+
+double
+placement_layer_balancedness(const placement *p, uint32_t layer, const uint64_t *expert_rows,
+                             const double *speeds, double *scratch)
+{
+    return balancedness_of(p, layer, 1, expert_rows, speeds, scratch);
 }
 
 /* Calls for everything that `there` hosts and `here` does not; returns how many.  out may be NULL:

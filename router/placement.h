@@ -105,6 +105,10 @@ void placement_worker_rows(const placement *p, uint32_t layer, const uint64_t *e
 double placement_balancedness(const placement *p, const uint64_t *expert_rows, const double *speeds,
                               double *scratch);
 
+/* The same of one layer; expert_rows [E]. */
+double placement_layer_balancedness(const placement *p, uint32_t layer, const uint64_t *expert_rows,
+                                    const double *speeds, double *scratch);
+
 /* An expert that a worker has to load, or lets go. */
 typedef struct placement_change {
     uint32_t layer, expert, worker;

@@ -1,12 +1,14 @@
 #include "router/service.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
-#include "common/clock.h"
 #include "proto/rpc.h"
 #include "router/fleet_share.h"
+#include "router/service_load.h"
 
 #define MESSAGE_BYTES_MAX (64u << 20)
+#define DETAIL_BYTES 400
 
 struct router_service {
     router_service_config config;
@@ -20,6 +22,16 @@ self_of(Conclave__Router_Service *rpc)
     return (router_service *)(void *)((char *)rpc - offsetof(router_service, rpc));
 }
 
+/* The fleet's state, and what is amiss with the balancer. */
+static void
+write_detail(const router_service_config *c, const membership_status *status,
+             char out[DETAIL_BYTES])
+{
+    char watch[DETAIL_BYTES - sizeof status->detail];
+    load_watch_text(c, watch, sizeof watch);
+    snprintf(out, DETAIL_BYTES, "%s%s", status->detail, watch);
+}
+
 static void
 on_health(Conclave__Router_Service *rpc, const Conclave__HealthRequest *request,
           Conclave__HealthReply_Closure closure, void *data)
@@ -28,9 +40,11 @@ on_health(Conclave__Router_Service *rpc, const Conclave__HealthRequest *request,
     const router_service_config *c = &self_of(rpc)->config;
     membership_status status;
     membership_get_status(c->membership, &status);
+    char detail[DETAIL_BYTES];
+    write_detail(c, &status, detail);
     Conclave__HealthReply reply = CONCLAVE__HEALTH_REPLY__INIT;
     reply.ready = status.ready;
-    reply.detail = status.detail;
+    reply.detail = detail;
     reply.incarnation = c->incarnation;
     reply.version = (char *)(uintptr_t)CONCLAVE_VERSION;
     reply.model = (Conclave__ModelIdentity *)(uintptr_t)&c->identity->model;
@@ -44,6 +58,7 @@ on_health(Conclave__Router_Service *rpc, const Conclave__HealthRequest *request,
     reply.workers_ready = status.workers_ready;
     reply.parallelism = (char *)(uintptr_t)(c->tensor_parallel ? "tp" : "ep");
     reply.epoch = status.epoch;
+    reply.routed_id_bytes = c->routed_id_bytes;
     closure(&reply, data);
 }
 
@@ -90,33 +105,6 @@ on_step(Conclave__Router_Service *rpc, const Conclave__StepRequest *request,
     stepper_submit(self_of(rpc)->config.stepper, request, data);
 }
 
-/* texts lives as long as *out. */
-static void
-fill_balance(const router_service_config *c, balancer_report *texts, Conclave__BalanceStats *out)
-{
-    balancer_get_report(c->balancer, texts);
-    conclave__balance_stats__init(out);
-    out->enabled = c->eplb;
-    out->policy = (char *)(uintptr_t)c->eplb_policy;
-    out->balancedness = texts->balancedness;
-    out->decisions = texts->decisions;
-    out->adopted = texts->adopted;
-    out->refused = texts->refused;
-    out->failed = texts->failed;
-    out->experts_moved = texts->experts_moved;
-    out->bytes_moved = texts->bytes_moved;
-    out->move_ns = texts->move_ns;
-    out->repairs = texts->repairs;
-    out->last_recovery_ns = texts->last_recovery_ns;
-    out->recovery_ns_max = texts->recovery_ns_max;
-    out->any = texts->last_ns != 0;
-    if (out->any) out->last_age_ns = clock_now_ns() - texts->last_ns;
-    out->last_gain_ns = texts->last_gain_ns;
-    out->last_bytes = texts->last_bytes;
-    out->last_verdict = texts->last_verdict;
-    out->last_text = texts->last_text;
-}
-
 static void
 on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
          Conclave__RouterStats_Closure closure, void *data)
@@ -135,36 +123,24 @@ on_stats(Conclave__Router_Service *rpc, const Conclave__StatsRequest *request,
     reply.recent_p99_ns = stats.recent_p99_ns;
     membership_status status;
     membership_get_status(c->membership, &status);
+    char detail[DETAIL_BYTES];
+    write_detail(c, &status, detail);
     reply.ready = status.ready;
-    reply.detail = status.detail;
+    reply.detail = detail;
     reply.epoch = status.epoch;
     reply.step_waits = membership_step_waits(c->membership);
     reply.workers_lost = membership_losses(c->membership);
-    Conclave__BalanceStats balance;
-    balancer_report texts;
+    balance_answer balance = {0};
     if (c->balancer != NULL) {
-        fill_balance(c, &texts, &balance);
-        reply.balance = &balance;
+        balance_answer_fill(&balance, c);
+        reply.balance = &balance.stats;
     }
-
-    Conclave__WorkerStatus workers[WORKER_MAX], *pointers[WORKER_MAX];
-    const uint32_t end = membership_worker_end(c->membership);
-    for (uint32_t id = 0; id < end; id++) {
-        const worker_status w = membership_worker(c->membership, id);
-        if (!w.known) continue;
-        conclave__worker_status__init(&workers[id]);
-        workers[id].worker_id = id;
-        workers[id].pid = w.pid;
-        workers[id].state = (char *)(uintptr_t)w.state;
-        workers[id].backend = (char *)(uintptr_t)w.backend;
-        workers[id].experts_hosted = w.experts_hosted;
-        workers[id].bytes_hosted = w.bytes_hosted;
-        workers[id].memory_bytes = w.memory_bytes;
-        workers[id].slots = w.slots;
-        pointers[reply.n_workers++] = &workers[id];
-    }
-    reply.workers = pointers;
+    workers_answer workers;
+    workers_answer_fill(&workers, c);
+    reply.n_workers = workers.count;
+    reply.workers = workers.pointers;
     closure(&reply, data);
+    balance_answer_fini(&balance);
 }
 
 static void
@@ -225,6 +201,33 @@ on_fleet(Conclave__Router_Service *rpc, const Conclave__FleetRequest *request,
     else
         closure(&answer->reply, data);
     fleet_answer_free(answer);
+}
+
+static void
+on_placement(Conclave__Router_Service *rpc, const Conclave__PlacementRequest *request,
+             Conclave__PlacementReply_Closure closure, void *data)
+{
+    (void)request;
+    errbuf eb = {{0}};
+    placement_answer *answer;
+    const moe_err err = fleet_tell_placement(self_of(rpc)->config.membership, &answer, &eb);
+    if (err)
+        rpc_fail_err(data, err, &eb);
+    else
+        closure(&answer->reply, data);
+    placement_answer_free(answer);
+}
+
+static void
+on_routing(Conclave__Router_Service *rpc, const Conclave__RoutingRequest *request,
+           Conclave__RoutingReply_Closure closure, void *data)
+{
+    (void)request;
+    const router_service_config *c = &self_of(rpc)->config;
+    if (c->feed == NULL)
+        rpc_fail(data, RPC_FAILED_PRECONDITION, "router 0 has the window");
+    else
+        routing_answer(c, closure, data);
 }
 
 moe_err

@@ -21,12 +21,14 @@ typedef struct router_service_config {
     stepper *stepper;
     balancer *balancer; /* NULL with tensor parallelism */
     load_pool *pool;    /* of followers' load; NULL: it is not looked at */
+    load_feed *feed;    /* NULL if it follows */
     bool follows;       /* not router 0: it has no workers of its own */
     bool eplb;
     const char *eplb_policy;
     uint32_t kv_block_count;
     uint32_t max_num_seqs, max_num_batched_tokens, max_model_len;
     uint32_t heartbeat_ms;
+    uint32_t routed_id_bytes; /* HealthReply's */
     bool tensor_parallel;
     void (*on_drain)(void); /* a Drain call asks the process to end */
 } router_service_config;

@@ -72,6 +72,8 @@ check_work(const step_rules *rules, const slot_state *slot, const Conclave__SeqW
 {
     if (step_work_tokens(w) == 0)
         return err_set(eb, MOE_EINVAL, "slot %u: work without tokens", w->slot);
+    if (w->routed_experts && !rules->routed_experts)
+        return err_set(eb, MOE_EINVAL, "slot %u: this router tells no routed_experts", w->slot);
     if (w->token_is_last_sampled && (w->n_tokens > 0 || w->init != NULL || !slot->sampled))
         return err_set(eb, MOE_EINVAL,
                        "slot %u: no token was sampled that could be fed, or others are given",

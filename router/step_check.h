@@ -15,6 +15,9 @@
 
 #define STEP_STOP_TOKENS_MAX 64
 #define STEP_BIAS_MAX 1024
+/* Most bytes of SeqResult.routed_experts in a reply.  A router whose steps could have more does not
+ * offer them. */
+#define STEP_ROUTED_BYTES_MAX (32u << 20)
 
 /* What the rules depend on. */
 typedef struct step_rules {
@@ -24,6 +27,7 @@ typedef struct step_rules {
     uint32_t max_model_len;
     uint32_t kv_block_count;
     uint64_t incarnation; /* of this router */
+    bool routed_experts;  /* SeqWork.routed_experts may be set */
 } step_rules;
 
 /* What is known of one sequence's slot. */

@@ -42,6 +42,8 @@ typedef struct reply_store {
     uint32_t *top_ids;                         /* as logprobs, x SAMPLER_TOP_MAX */
     double *top_values;
     uint32_t logprob_count, prompt_count;
+    uint8_t *routed; /* [max_num_batched_tokens][routed_token_bytes]; NULL: not told */
+    size_t routed_bytes;
 } reply_store;
 
 typedef struct queued_step {
@@ -133,6 +135,9 @@ apply_work(stepper *s, const Conclave__SeqWork *w, step_seq *out)
                       .block_table = slot->blocks,
                       .want_all = w->prompt_logprobs,
                       .want_last = w->sample};
+    if (!w->routed_experts) return;
+    out->routed = s->reply.routed + s->reply.routed_bytes;
+    s->reply.routed_bytes += (size_t)count * s->config.routed_token_bytes;
 }
 
 /* ---- results ---- */
@@ -192,6 +197,10 @@ clear_reply(stepper *s, const Conclave__StepRequest *r)
     for (size_t i = 0; i < r->n_work; i++) {
         conclave__seq_result__init(&s->reply.results[i]);
         s->reply.results[i].slot = r->work[i]->slot;
+        s->reply.results[i].routed_experts.data = s->seqs[i].routed;
+        if (s->seqs[i].routed != NULL)
+            s->reply.results[i].routed_experts.len =
+                (size_t)s->seqs[i].token_count * s->config.routed_token_bytes;
         s->reply.pointers[i] = &s->reply.results[i];
     }
 }
@@ -210,6 +219,7 @@ run_step(stepper *s, const Conclave__StepRequest *r, Conclave__StepReply *reply,
     fleet.timeout_ms = s->config.layer_timeout_ms;
     const uint64_t start = clock_now_ns();
     uint64_t tokens = 0;
+    s->reply.routed_bytes = 0;
     for (size_t i = 0; i < r->n_work; i++) {
         apply_work(s, r->work[i], &s->seqs[i]);
         tokens += s->seqs[i].token_count;
@@ -352,9 +362,11 @@ allocate(stepper *s)
     r->prompt_pointers = calloc(s->config.max_num_batched_tokens, sizeof *r->prompt_pointers);
     r->top_ids = calloc(logprobs * SAMPLER_TOP_MAX, sizeof *r->top_ids);
     r->top_values = calloc(logprobs * SAMPLER_TOP_MAX, sizeof *r->top_values);
+    if (s->config.routed_token_bytes != 0)
+        r->routed = calloc(s->config.max_num_batched_tokens, s->config.routed_token_bytes);
     if (!s->slots || !s->states || !s->history_memory || !s->block_memory || !s->seqs ||
         !s->slot_seen || !r->results || !r->pointers || !r->logprobs || !r->prompt_pointers ||
-        !r->top_ids || !r->top_values)
+        !r->top_ids || !r->top_values || (!r->routed && s->config.routed_token_bytes != 0))
         return false;
     for (uint32_t i = 0; i < seqs; i++) {
         s->slots[i].state = &s->states[i];
@@ -372,7 +384,8 @@ release(stepper *s)
                            s->seqs,           s->slot_seen,
                            s->reply.results,  s->reply.pointers,
                            s->reply.logprobs, s->reply.prompt_pointers,
-                           s->reply.top_ids,  s->reply.top_values};
+                           s->reply.top_ids,  s->reply.top_values,
+                           s->reply.routed};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
         free(owned[i]);
     }
@@ -394,7 +407,8 @@ stepper_start(stepper **out, const stepper_config *config, errbuf *eb)
                             .max_num_batched_tokens = config->max_num_batched_tokens,
                             .max_model_len = config->max_model_len,
                             .kv_block_count = config->kv_block_count,
-                            .incarnation = config->incarnation};
+                            .incarnation = config->incarnation,
+                            .routed_experts = config->routed_token_bytes != 0};
     pthread_mutex_init(&s->lock, NULL);
     moe_err err = allocate(s) ? sampler_create(&s->sampler, config->vocab_size) : MOE_ENOMEM;
     if (err) {

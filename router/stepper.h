@@ -24,11 +24,12 @@ typedef struct stepper_config {
     uint32_t max_num_batched_tokens;
     uint32_t max_model_len;
     uint32_t kv_block_count;
-    uint32_t layer_timeout_ms; /* longest wait for one layer's results; a worker that is dead is
-                                  found sooner */
-    uint64_t incarnation;      /* of this router */
-    load_feed *feed;           /* gets each step's load; NULL = none */
-    phases *phases;            /* as the transformer's; NULL = none */
+    uint32_t layer_timeout_ms;   /* longest wait for one layer's results; a worker that is dead is
+                                    found sooner */
+    uint64_t incarnation;        /* of this router */
+    uint32_t routed_token_bytes; /* of a token in SeqResult.routed_experts; 0: not told */
+    load_feed *feed;             /* gets each step's load; NULL = none */
+    phases *phases;              /* as the transformer's; NULL = none */
 } stepper_config;
 
 #define STEPPER_RECENT 256u

@@ -180,6 +180,12 @@ transformer_bind_thread(const transformer *tf)
     pool_bind_caller(tf->pool);
 }
 
+uint32_t
+transformer_id_bytes(const transformer *tf)
+{
+    return tf->config.num_experts <= 256 ? 1 : 2;
+}
+
 const uint64_t *
 transformer_expert_tokens(const transformer *tf)
 {
@@ -447,6 +453,25 @@ attend(transformer *tf, uint32_t m, uint32_t layer, uint64_t step)
              tf->hidden_stride);
 }
 
+/* Note the chosen experts of the rows whose sequences ask for it. */
+static void
+note_routed(transformer *tf, const micro_batch *mb, uint32_t layer)
+{
+    const uint32_t k = tf->config.top_k, bytes = transformer_id_bytes(tf);
+    const size_t token_bytes = (size_t)tf->config.num_layers * k * bytes;
+    for (uint32_t t = mb->first; t < mb->first + mb->count; t++) {
+        const step_seq *q = &tf->job.seqs[tf->row_seq[t]];
+        if (q->routed == NULL) continue;
+        uint8_t *out =
+            q->routed + (tf->row_pos[t] - q->start_pos) * token_bytes + (size_t)layer * k * bytes;
+        for (uint32_t j = 0; j < k; j++, out += bytes) {
+            const uint32_t id = tf->topk_ids[(size_t)t * k + j];
+            out[0] = (uint8_t)id;
+            if (bytes == 2) out[1] = (uint8_t)(id >> 8);
+        }
+    }
+}
+
 static moe_err
 gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32_t layer,
                   uint64_t step, step_times *times, uint32_t *lost, errbuf *eb)
@@ -466,6 +491,7 @@ gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32
              tf->normed + mb->first * tf->hidden_stride, tf->hidden_stride * sizeof(float),
              mb->count, tf->gate_logits + mb->first * tf->gate_stride, tf->gate_stride);
     transformer_run_rows(tf, gate_item, mb->first, mb->count, 16u * c->num_experts);
+    if (tf->job.routed) note_routed(tf, mb, layer);
 
     phase_enter(tf->phases, PHASE_DISPATCH);
     mb->layer = layer;
@@ -480,13 +506,22 @@ gate_and_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint32
 
 /* ---- a step ---- */
 
+/* Does somebody want the logits of token i? */
+static bool
+has_logits(const step_seq *q, uint32_t i)
+{
+    return q->want_all || (q->want_last && i + 1 == q->token_count);
+}
+
 static moe_err
 lay_out_rows(transformer *tf, const step_seq *seqs, uint32_t count, uint32_t *row_count, errbuf *eb)
 {
     const bool probing = tf->job.probe != NULL;
     uint32_t t = 0;
+    tf->job.routed = false;
     for (uint32_t s = 0; s < count; s++) {
         const step_seq *q = &seqs[s];
+        tf->job.routed = tf->job.routed || q->routed != NULL;
         if (q->token_count > tf->limits.token_max - t)
             return err_set(eb, MOE_ERANGE, "more than %u tokens in a step", tf->limits.token_max);
         if (q->token_count > tf->limits.max_model_len ||
@@ -502,7 +537,7 @@ lay_out_rows(transformer *tf, const step_seq *seqs, uint32_t count, uint32_t *ro
             tf->row_seq[t] = s;
             tf->row_pos[t] = q->start_pos + i;
             tf->row_index[t] = t;
-            tf->wanted[t] = probing || q->want_all || (q->want_last && i + 1 == q->token_count);
+            tf->wanted[t] = probing || q->routed != NULL || has_logits(q, i);
         }
     }
     *row_count = t;
@@ -522,12 +557,32 @@ split_batches(transformer *tf, uint32_t rows)
     }
 }
 
+/* Rows that went through the last layer only to tell their experts need no head. */
+static void
+keep_logits(transformer *tf, const step_seq *seqs, micro_batch *mb)
+{
+    const uint32_t h = tf->config.hidden_size;
+    uint32_t to = mb->first;
+    for (uint32_t t = mb->first; t < mb->first + mb->count; t++) {
+        const step_seq *q = &seqs[tf->row_seq[t]];
+        if (!has_logits(q, tf->row_pos[t] - q->start_pos)) continue;
+        if (to != t) {
+            memcpy(tf->x + (size_t)to * h, tf->x + (size_t)t * h, h * sizeof(float));
+            tf->row_seq[to] = tf->row_seq[t];
+            tf->row_pos[to] = tf->row_pos[t];
+        }
+        to++;
+    }
+    mb->count = to - mb->first;
+}
+
 static void
 compute_logits(transformer *tf, const step_seq *seqs, logits_fn *on_logits, void *user)
 {
     const uint32_t h = tf->config.hidden_size;
     for (uint32_t m = 0; m < tf->batch_count; m++) {
-        const micro_batch *mb = &tf->batches[m];
+        micro_batch *mb = &tf->batches[m];
+        if (tf->job.routed && tf->job.probe == NULL) keep_logits(tf, seqs, mb);
         tf->job.norm_weight = tf->weights.final_norm;
         transformer_run_rows(tf, norm_item, mb->first, mb->count, 4u * h);
         for (uint32_t done = 0; done < mb->count; done += HEAD_ROWS) {

@@ -94,6 +94,8 @@ typedef struct step_seq {
     const uint32_t *block_table; /* covers start_pos + token_count tokens */
     bool want_all;               /* logits of every token, else of the last only if want_last */
     bool want_last;
+    uint8_t *routed; /* [token_count][L][K] out: the experts of each token, ids of
+                        transformer_id_bytes(), little-endian; NULL: nobody asks */
 } step_seq;
 
 /* Called in the order of sequences and tokens.  logits [V], borrowed. */
@@ -137,7 +139,19 @@ moe_err transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t st
                          const transformer_probe *probe, step_times *times, uint32_t *lost_worker,
                          errbuf *eb);
 
+/* Bytes of an expert's id in step_seq.routed: 1 or 2. */
+uint32_t transformer_id_bytes(const transformer *tf);
+
 /* [L * E] rows per layer and expert since create. */
 const uint64_t *transformer_expert_tokens(const transformer *tf);
+
+/* What a worker has done for this router since create.  Any thread. */
+typedef struct worker_load {
+    uint64_t rows;    /* that it computed */
+    uint64_t busy_ns; /* computing them */
+    uint64_t wait_ns; /* from when a step had nothing else to do until its results were there.
+                         Workers are waited for side by side: the slowest has the most */
+} worker_load;
+worker_load transformer_worker_load(const transformer *tf, uint32_t worker);
 
 #endif

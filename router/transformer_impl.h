@@ -21,6 +21,11 @@ typedef struct micro_batch {
     uint32_t layer, attempt;
 } micro_batch;
 
+/* worker_load, while it grows: only the step thread adds. */
+typedef struct load_counts {
+    _Atomic uint64_t rows, busy_ns, wait_ns;
+} load_counts;
+
 struct transformer {
     model_config config;
     transformer_config limits;
@@ -56,6 +61,7 @@ struct transformer {
     replica_choice *choice;
     uint32_t *expert_rows; /* [E] of the micro-batch that is dispatched */
     uint64_t *worker_rows; /* [WORKER_MAX] chosen so far */
+    load_counts loads[WORKER_MAX];
 
     /* The phase being run by the pool. */
     struct {
@@ -70,6 +76,7 @@ struct transformer {
         uint32_t tile_total, tile_items;
         const float *norm_weight;
         void *norm_rows; /* the exchange's token rows */
+        bool routed;     /* some sequence has step_seq.routed */
     } job;
 };
 

@@ -222,3 +222,37 @@ Test(completion_request, a_fixed_seed_depends_on_the_prompt_alone, .init = setup
     limits.base_seed = 8;
     cr_expect_neq(seed_of(body), seed);
 }
+
+Test(completion_request, bounds_what_return_routed_experts_may_give, .init = setup,
+     .fini = teardown)
+{
+    limits.max_model_len = 1u << 20;
+    limits.routing = (routing_shape){32, 2, 1};
+    completion_request r = parse("{\"prompt\":[1,5,9],\"max_tokens\":4,\"n\":2,"
+                                 "\"return_routed_experts\":true,"
+                                 "\"routed_experts_prompt_start\":3}");
+    cr_expect(r.params.routed_experts);
+    cr_expect_eq(r.routed_start, 3);
+    cr_expect_eq(r.routing.num_layers, 32);
+    completion_request_fini(&r);
+    r = parse("{\"prompt\":[1,5,9],\"return_routed_experts\":null}");
+    cr_expect_not(r.params.routed_experts);
+    completion_request_fini(&r);
+    /* 64 bytes a token: 2^18 tokens are the limit. */
+    r = parse("{\"prompt\":[1,5],\"max_tokens\":262142,\"return_routed_experts\":true}");
+    completion_request_fini(&r);
+    api_error e =
+        refused("{\"prompt\":[1,5],\"max_tokens\":262143,\"return_routed_experts\":true}");
+    cr_expect_eq(e.status, 400);
+    cr_expect_str_eq(e.param, "return_routed_experts");
+    cr_expect_not_null(strstr(e.message, "16777280 bytes"), "%s", e.message);
+    cr_expect_not_null(strstr(e.message, "limit is 16777216"), "%s", e.message);
+    e = refused("{\"prompt\":[1,5],\"return_routed_experts\":true,"
+                "\"routed_experts_prompt_start\":3}");
+    cr_expect_str_eq(e.param, "routed_experts_prompt_start");
+    e = refused("{\"prompt\":[1,5],\"return_routed_experts\":1}");
+    cr_expect_str_eq(e.param, "return_routed_experts");
+    limits.routing = (routing_shape){0};
+    e = refused("{\"prompt\":[1,5],\"return_routed_experts\":true}");
+    cr_expect_not_null(strstr(e.message, "not offered"), "%s", e.message);
+}

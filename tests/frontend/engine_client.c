@@ -24,11 +24,28 @@ hear_prompt_logprobs(client *c, const gen_event *ev)
 }
 
 static void
+hear_routed(client *c, const gen_event *ev)
+{
+    if (!c->wants_routed) wrong(c, "experts that nobody asked for");
+    if (ev->position > c->routed) wrong(c, "experts of a token are left out");
+    if (ev->position + ev->routed_count > c->total)
+        wrong(c, "experts of a token that is not there");
+    for (uint32_t t = 0; t < ev->routed_count && c->wrong == 0; t++) {
+        for (uint32_t i = 0; i < FAKE_LAYERS * FAKE_TOP_K; i++)
+            if (ev->routed[t * FAKE_LAYERS * FAKE_TOP_K + i] !=
+                fake_router_expert(c->tokens, ev->position + t + 1))
+                wrong(c, "wrong experts");
+    }
+    if (ev->position + ev->routed_count > c->routed) c->routed = ev->position + ev->routed_count;
+}
+
+static void
 hear_token(client *c, const gen_event *ev)
 {
     if (c->wants_prompt_logprobs && c->prompt_logprobs + 1 != c->prompt_len)
         wrong(c, "a token before all prompt logprobs");
     if (ev->position != c->total) wrong(c, "a token out of place");
+    if (c->wants_routed && c->routed != c->total) wrong(c, "a token before its history's experts");
     if (ev->token != fake_router_next(c->tokens, c->total)) wrong(c, "a wrong token");
     if (c->wants_logprobs != (ev->logprobs != NULL)) wrong(c, "logprobs or not");
     if (c->wants_logprobs && ev->logprobs->logprob != -(float)c->total) wrong(c, "wrong logprobs");
@@ -41,6 +58,7 @@ client_sink(void *user, const gen_event *ev)
     client *c = user;
     if (atomic_load(&c->ended)) wrong(c, "an event after the last one");
     if (ev->kind == GEN_PROMPT_LOGPROBS) hear_prompt_logprobs(c, ev);
+    if (ev->kind == GEN_ROUTED) hear_routed(c, ev);
     if (ev->kind == GEN_TOKEN) hear_token(c, ev);
     if (ev->kind == GEN_FINISH && ev->finish != FINISH_ABORT && ev->finish != FINISH_ERROR)
         wrong(c, "an end without a token");

@@ -1,6 +1,6 @@
 /* engine_client: sequences as a client of the engine sees them, each checked for its exact events:
  * prompt logprobs once and in order, then tokens, each once and each the one that a fake_router
- * gives, and exactly one last event.
+ * gives, the experts of every token before what is sampled after it, and exactly one last event.
  *
  * Threads: the test's submits; events come on the engine's.
  */
@@ -35,7 +35,8 @@ typedef struct client {
     uint32_t prompt_logprobs;
     uint32_t stop_after; /* tokens; 0 = never: the sink asks for the end */
     uint32_t cached_tokens;
-    bool wants_logprobs, wants_prompt_logprobs;
+    uint32_t routed; /* positions whose experts were told */
+    bool wants_logprobs, wants_prompt_logprobs, wants_routed;
     finish_reason finish;
     bool unserved;
     char error[128]; /* of submit, or of the last event */

@@ -183,6 +183,32 @@ Test(engine, prompt_logprobs_come_once_whatever_is_computed_again)
     e = NULL;
 }
 
+Test(engine, the_experts_of_every_token_are_told_though_prompts_are_cached_and_steps_lost)
+{
+    router.kv_block_count = 16;
+    router.lose_every = 7;
+    start_ready();
+    static client c[4], cached;
+    client_go(e, &cached, 12, 2, 0); /* leaves its prompt's blocks in the cache */
+    client_expect(&cached, FINISH_LENGTH);
+    const routing_shape shape = engine_routing(e);
+    cr_expect_eq(routing_token_bytes(&shape), FAKE_LAYERS * FAKE_TOP_K);
+    fake_router_hold(&router);
+    for (uint32_t i = 0; i < 4; i++) {
+        client_init(&c[i], 12, 30, 0);
+        c[i].wants_routed = c[i].params->routed_experts = i != 3;
+        c[i].params->ignore_eos = true;
+        cr_assert_eq(client_submit(e, &c[i]), MOE_OK, "%s", c[i].error);
+    }
+    fake_router_release(&router);
+    for (uint32_t i = 0; i < 4; i++) {
+        client_expect(&c[i], FINISH_LENGTH);
+        cr_expect_eq(c[i].routed, i != 3 ? c[i].total - 1 : 0);
+        if (i != 3) cr_expect_eq(c[i].cached_tokens, 0);
+    }
+    cr_expect_eq(router.refused, 0, "%s", router.refusal);
+}
+
 Test(engine, an_abort_ends_a_sequence_that_waits_or_runs_and_no_other)
 {
     start_ready();
@@ -365,6 +391,7 @@ Test(engine, an_answer_that_does_not_fit_is_an_error_and_no_crash)
         pthread_mutex_unlock(&router.lock);
         client_init(&c, 6, 5, (uint64_t)how);
         c.wants_logprobs = c.wants_prompt_logprobs = c.params->prompt_logprobs = true;
+        c.wants_routed = c.params->routed_experts = true;
         c.params->num_logprobs = 2;
         cr_assert_eq(client_submit(e, &c), MOE_OK);
         UNTIL(atomic_load(&c.ended) > 0);

@@ -37,6 +37,12 @@ struct engine {
     uint32_t last_prompt[PROMPT_KEPT], last_prompt_len;
 };
 
+uint8_t
+fake_engine_expert(uint32_t position, uint32_t i)
+{
+    return (uint8_t)(position * 31 + i * 7);
+}
+
 /* ---- one sequence, on the engine's thread, without the lock ---- */
 
 static uint32_t
@@ -72,6 +78,23 @@ send_prompt_logprobs(engine *e, const sequence *s)
     }
 }
 
+/* The prompt at first, then one token at a time: fake_engine_expert() says what. */
+static void
+send_routed(engine *e, const sequence *s)
+{
+    const routing_shape *shape = &e->options.routing;
+    const uint32_t count = s->produced == 0 ? s->prompt_len : 1;
+    const uint32_t position = s->produced == 0 ? 0 : s->prompt_len + s->produced - 1;
+    uint8_t *ids = calloc(count, routing_token_bytes(shape)), *at = ids;
+    for (uint32_t t = 0; t < count; t++)
+        for (uint32_t i = 0; i < shape->num_layers * shape->top_k; i++, at += shape->id_bytes)
+            at[0] = fake_engine_expert(position + t, i);
+    const gen_event event = {
+        .kind = GEN_ROUTED, .position = position, .routed = ids, .routed_count = count};
+    s->sink(s->user, &event);
+    free(ids);
+}
+
 static finish_reason
 finish_with(const engine *e, const sequence *s, uint32_t token)
 {
@@ -94,6 +117,7 @@ advance(engine *e, sequence *s, bool abort)
         return true;
     }
     if (s->produced == 0 && s->params->prompt_logprobs) send_prompt_logprobs(e, s);
+    if (s->params->routed_experts) send_routed(e, s);
     uint32_t token = made_up_token(e, s);
     if (o->reply != NULL) token = s->produced < o->reply_count ? o->reply[s->produced] : o->eos;
     s->produced++;
@@ -411,6 +435,12 @@ bool
 engine_takes(engine *e, char *detail, size_t detail_size)
 {
     return engine_ready(e, detail, detail_size);
+}
+
+routing_shape
+engine_routing(const engine *e)
+{
+    return e->options.routing;
 }
 
 uint32_t

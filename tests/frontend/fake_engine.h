@@ -27,15 +27,19 @@ typedef struct fake_engine_options {
     uint32_t fail_at;     /* end with an error instead of this token (1 = the first); 0 = never */
     uint32_t refuse_from; /* this submission and later ones fail (1 = the first); 0 = none */
     uint32_t cached_tokens;
-    bool deaf;           /* aborts are noted, but change nothing until fake_engine_heed() */
-    bool held;           /* begin with fake_engine_hold() */
-    const char *unready; /* engine_ready()'s detail, false; NULL = ready */
+    bool deaf;             /* aborts are noted, but change nothing until fake_engine_heed() */
+    bool held;             /* begin with fake_engine_hold() */
+    const char *unready;   /* engine_ready()'s detail, false; NULL = ready */
+    routing_shape routing; /* engine_routing() */
 } fake_engine_options;
 
 engine *fake_engine_start(const fake_engine_options *options);
 /* End all sequences with FINISH_ABORT, and take no more. */
 void fake_engine_stop(engine *e);
 void fake_engine_free(engine *e); /* stops it first, if need be */
+
+/* The i-th of the experts (layer by layer) that the token at a position is said to use. */
+uint8_t fake_engine_expert(uint32_t position, uint32_t i);
 
 /* From now on tokens come only as allowed: `rounds` more tokens for every sequence. */
 void fake_engine_hold(engine *e);

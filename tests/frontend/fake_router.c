@@ -69,7 +69,27 @@ typedef struct answer {
     uint32_t top[2];
     double top_logprobs[2];
     uint32_t logprob_count, prompt_count;
+    uint8_t routed[FAKE_TOKENS_MAX * FAKE_LAYERS * FAKE_TOP_K];
+    size_t routed_bytes;
 } answer;
+
+uint8_t
+fake_router_expert(const uint32_t *history, uint32_t count)
+{
+    return (uint8_t)fake_router_next(history, count);
+}
+
+/* Of the tokens that this work fed. */
+static void
+tell_routed(const fake_slot *slot, const Conclave__SeqWork *w, answer *a, Conclave__SeqResult *out)
+{
+    out->routed_experts.data = a->routed + a->routed_bytes;
+    for (uint32_t p = w->start_pos; p < slot->known; p++) {
+        for (uint32_t i = 0; i < FAKE_LAYERS * FAKE_TOP_K; i++)
+            a->routed[a->routed_bytes++] = fake_router_expert(slot->history, p + 1);
+    }
+    out->routed_experts.len = (slot->known - w->start_pos) * FAKE_LAYERS * FAKE_TOP_K;
+}
 
 static Conclave__TokenLogprobs *
 logprobs_of(answer *a, uint32_t token, uint32_t position, int32_t top)
@@ -100,6 +120,7 @@ compute(fake_router *r, const Conclave__SeqWork *w, answer *a, Conclave__SeqResu
         a->prompt[a->prompt_count++] =
             logprobs_of(a, next, w->start_pos + i + 1, slot->num_logprobs);
     }
+    if (w->routed_experts) tell_routed(slot, w, a, out);
     if (!w->sample) return;
     out->sampled = true;
     out->token = slot->last_sampled = fake_router_next(slot->history, slot->known);
@@ -121,6 +142,7 @@ spoil(answer *a, fake_spoil how)
     case SPOIL_TOP_ID: a->top[1] = FAKE_VOCAB; break;
     case SPOIL_STEP: a->reply.step++; break;
     case SPOIL_PROMPT_LOGPROBS: first->n_prompt_logprobs--; break;
+    case SPOIL_ROUTED: first->routed_experts.len--; break;
     default: break;
     }
 }
@@ -234,6 +256,9 @@ router_health(Conclave__Router_Service *base, const Conclave__HealthRequest *q,
     Conclave__ModelIdentity model = CONCLAVE__MODEL_IDENTITY__INIT;
     pthread_mutex_lock(&r->lock);
     model.fingerprint = r->fingerprint;
+    model.num_layers = FAKE_LAYERS;
+    model.top_k = FAKE_TOP_K;
+    reply.routed_id_bytes = 1;
     reply.model = &model;
     reply.ready = r->ready;
     reply.detail = (char *)(uintptr_t)(r->ready ? "ready" : "1 of 2 workers are ready");

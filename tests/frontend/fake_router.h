@@ -33,6 +33,7 @@ typedef enum fake_spoil {
     SPOIL_TOP_ID,
     SPOIL_STEP,
     SPOIL_PROMPT_LOGPROBS,
+    SPOIL_ROUTED,
     SPOIL_COUNT_OF_KINDS
 } fake_spoil;
 
@@ -88,6 +89,12 @@ void fake_router_hold(fake_router *r);      /* from the next step on */
 void fake_router_wait_held(fake_router *r); /* until a step is held */
 void fake_router_pass(fake_router *r);      /* answer the oldest held one, hold the next */
 void fake_router_release(fake_router *r);   /* answer those held, hold no more */
+
+/* It is of FAKE_LAYERS layers, with FAKE_TOP_K experts for each token: all of them
+ * fake_router_expert() of the tokens up to it. */
+#define FAKE_LAYERS 2u
+#define FAKE_TOP_K 2u
+uint8_t fake_router_expert(const uint32_t *history, uint32_t count);
 
 /* The token that follows history [count]. */
 uint32_t fake_router_next(const uint32_t *history, uint32_t count);

@@ -7,6 +7,7 @@
 
 #include "frontend/parking.h"
 #include "tests/frontend/http_fixture.h"
+#include "tests/support/npy.h"
 #include "tests/support/paths.h"
 
 #define COMPLETIONS "/v1/completions"
@@ -280,19 +281,17 @@ Test(http, turns_text_to_ids_and_back)
 }
 
 static void
-refresh(void *user)
+print_more(void *user, strbuf *out)
 {
-    metric_set(user, 42);
+    strbuf_printf(out, "conclave:more{of=\"%s\"} 42\n", (const char *)user);
 }
 
-Test(http, prints_fresh_metrics)
+Test(http, prints_metrics_and_what_others_have_to_add)
 {
     fixture f;
-    metrics *own;
-    cr_assert_eq(metrics_create(&own), MOE_OK);
-    metric *gauge = metrics_gauge(own, "vllm:num_requests_running", NULL, "h");
+    static char mine[] = "mine";
     fixture_start(&f, (fake_engine_options){0},
-                  (http_config){.refresh_metrics = refresh, .refresh_user = gauge});
+                  (http_config){.more_metrics = print_more, .more_user = mine});
     cJSON_Delete(fixture_json(&f, COMPLETIONS, "{\"prompt\":[1,5],\"max_tokens\":3}", 200));
     cJSON_Delete(fixture_json(&f, COMPLETIONS, "{}", 400));
     http_reply r = http_call(f.url, "GET", "/metrics", NULL, NULL);
@@ -307,13 +306,12 @@ Test(http, prints_fresh_metrics)
         "vllm:e2e_request_latency_seconds_count 1\n",
         "conclave:http_responses_total{code=\"200\"} 1\n",
         "conclave:http_responses_total{code=\"400\"} 1\n",
+        "\nconclave:more{of=\"mine\"} 42\n",
     };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++)
         cr_expect(strstr(r.body, lines[i]) != NULL, "no %s in %s", lines[i], r.body);
-    cr_expect_eq(metric_value(gauge), 42);
     http_reply_fini(&r);
     fixture_stop(&f);
-    metrics_free(own);
 }
 
 Test(http, refuses_bodies_beyond_the_limit_and_drops_what_it_refuses)
@@ -422,5 +420,87 @@ Test(http, reports_an_engine_error_as_500)
     cr_expect_eq(r.status, 500);
     cr_expect(strstr(r.body, "told to fail") != NULL, "%s", r.body);
     http_reply_fini(&r);
+    fixture_stop(&f);
+}
+
+static void
+expect_routed(const cJSON *choice, unsigned first, unsigned tokens)
+{
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItem(choice, "routed_experts"));
+    cr_assert_not_null(text);
+    npy a = npy_read(text);
+    cr_expect_eq(a.tokens, tokens);
+    cr_expect_eq(a.layers, 3);
+    cr_expect_eq(a.top_k, 2);
+    for (unsigned t = 0; t < a.tokens; t++)
+        for (unsigned i = 0; i < 6; i++)
+            cr_expect_eq(npy_id(&a, t, i), fake_engine_expert(first + t, i), "token %u, %u", t, i);
+    free(a.file);
+}
+
+Test(http, gives_the_experts_of_each_token_to_those_who_ask)
+{
+    fixture f;
+    fixture_start(&f, (fake_engine_options){.routing = {3, 2, 1}}, (http_config){0});
+    cJSON *root = fixture_json(&f, COMPLETIONS,
+                               "{\"prompt\":[1,5,9],\"max_tokens\":4,\"n\":2,\"ignore_eos\":true,"
+                               "\"return_routed_experts\":true}",
+                               200);
+    const cJSON *choice, *choices = cJSON_GetObjectItem(root, "choices");
+    cr_expect_eq(cJSON_GetArraySize(choices), 2);
+    cJSON_ArrayForEach(choice, choices)
+    {
+        expect_routed(choice, 0, 6); /* all but the last, which was only sampled */
+    }
+    cJSON_Delete(root);
+    root = fixture_json(&f, COMPLETIONS,
+                        "{\"prompt\":[1,5,9],\"max_tokens\":1,\"return_routed_experts\":true,"
+                        "\"routed_experts_prompt_start\":2}",
+                        200);
+    expect_routed(cJSON_GetObjectItem(root, "choices")->child, 2, 1);
+    cJSON_Delete(root);
+    root = fixture_json(&f, COMPLETIONS, "{\"prompt\":[1,5,9],\"max_tokens\":4}", 200);
+    cr_expect_null(
+        cJSON_GetObjectItem(cJSON_GetObjectItem(root, "choices")->child, "routed_experts"));
+    cJSON_Delete(root);
+    fixture_stop(&f);
+}
+
+Test(http, gives_them_with_the_last_event_of_a_stream)
+{
+    fixture f;
+    fixture_start(&f, (fake_engine_options){.routing = {3, 2, 1}}, (http_config){0});
+    http_reply r = http_call(f.url, "POST", COMPLETIONS,
+                             "{\"prompt\":[1,5,9],\"max_tokens\":3,\"ignore_eos\":true,"
+                             "\"stream\":true,\"return_routed_experts\":true}",
+                             NULL);
+    cr_expect_eq(r.status, 200);
+    unsigned events = 0, with = 0;
+    for (const char *at = r.body; (at = strstr(at, "data: {")) != NULL; events++) {
+        at += 6;
+        cJSON *event = cJSON_ParseWithLength(at, strcspn(at, "\n"));
+        const cJSON *choice = cJSON_GetObjectItem(event, "choices")->child;
+        const bool last = !cJSON_IsNull(cJSON_GetObjectItem(choice, "finish_reason"));
+        if (last)
+            expect_routed(choice, 0, 5);
+        else
+            cr_expect_null(cJSON_GetObjectItem(choice, "routed_experts"));
+        with += last;
+        cJSON_Delete(event);
+    }
+    cr_expect_eq(events, 3);
+    cr_expect_eq(with, 1);
+    http_reply_fini(&r);
+    fixture_stop(&f);
+}
+
+Test(http, tells_what_the_engine_says_when_it_is_well)
+{
+    fixture f;
+    fixture_start(&f, (fake_engine_options){0}, (http_config){0});
+    cJSON *root = fixture_json(&f, "/health", NULL, 200);
+    cr_expect_str_eq(cJSON_GetStringValue(cJSON_GetObjectItem(root, "status")), "ok");
+    cr_expect(cJSON_IsString(cJSON_GetObjectItem(root, "detail")));
+    cJSON_Delete(root);
     fixture_stop(&f);
 }

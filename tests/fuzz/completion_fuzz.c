@@ -24,7 +24,8 @@ set_up(void)
         fprintf(stderr, "%s\n", eb.text);
         exit(1);
     }
-    limits = (completion_limits){.tok = tok, .model = "demo", .max_model_len = CONTEXT};
+    limits = (completion_limits){
+        .tok = tok, .model = "demo", .max_model_len = CONTEXT, .routing = {2, 2, 1}};
     completion_limits_measure(&limits);
 }
 
@@ -34,6 +35,10 @@ generate(const completion_request *r, const completion_prompt *prompt, uint32_t 
     choice c;
     token_logprobs lp = {.logprob = -1, .top_count = 3, .top_ids = {7, 400, 3}};
     choice_init(&c, r, prompt, tok, 0, 0, 1u << 20);
+    const uint8_t routed[CONTEXT * 4] = {0};
+    choice_push(&c, &(gen_event){.kind = GEN_ROUTED,
+                                 .routed = routed,
+                                 .routed_count = prompt->count + salt % 9});
     for (uint32_t i = 0; i < TOKENS; i++) {
         const gen_event event = {.kind = GEN_TOKEN,
                                  .token = (salt * 31 + i * 97) % (i % 2 ? 259 : 4100),

@@ -8,6 +8,7 @@
 #include "conclave.pb-c.h"
 
 #include "common/arena.h"
+#include "proto/fleet_json.h"
 #include "router/follower.h"
 #include "router/step_check.h"
 
@@ -18,7 +19,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static void
 check_step(const ProtobufCMessage *message)
 {
-    static const step_rules rules = {100, 4, 40, 64, 8, 7};
+    static const step_rules rules = {100, 4, 40, 64, 8, 7, true};
     static const slot_state slots[4] = {
         {0}, {true, 20, 2, true}, {true, 63, 4, false}, {true, 0, 0, true}};
     bool seen[4];
@@ -37,14 +38,28 @@ read_fleet(const ProtobufCMessage *message)
     placement_free(p);
 }
 
+/* What the admin API and conclave-ctl print. */
+static void
+print_json(const ProtobufCMessage *message, size_t kind)
+{
+    errbuf eb;
+    cJSON *root = NULL;
+    if (kind == 8) fleet_json_placement((const Conclave__PlacementReply *)message, &root, &eb);
+    if (kind == 9) fleet_json_routing((const Conclave__RoutingReply *)message, &root, &eb);
+    if (kind == 10) fleet_json_stats((const Conclave__RouterStats *)message, &root, &eb);
+    cJSON_Delete(root);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const ProtobufCMessageDescriptor *const kinds[] = {
-        &conclave__step_request__descriptor,  &conclave__register_request__descriptor,
-        &conclave__load_request__descriptor,  &conclave__attach_request__descriptor,
-        &conclave__step_reply__descriptor,    &conclave__health_reply__descriptor,
-        &conclave__fleet_request__descriptor, &conclave__fleet_reply__descriptor};
+        &conclave__step_request__descriptor,    &conclave__register_request__descriptor,
+        &conclave__load_request__descriptor,    &conclave__attach_request__descriptor,
+        &conclave__step_reply__descriptor,      &conclave__health_reply__descriptor,
+        &conclave__fleet_request__descriptor,   &conclave__fleet_reply__descriptor,
+        &conclave__placement_reply__descriptor, &conclave__routing_reply__descriptor,
+        &conclave__router_stats__descriptor};
     if (size == 0) return 0;
     arena *a;
     if (arena_create(&a, ARENA_BYTES) != MOE_OK) return 0;
@@ -55,6 +70,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         protobuf_c_message_unpack(kinds[kind], &allocator, size - 1, data + 1);
     if (message != NULL && kind == 0) check_step(message);
     if (message != NULL && kind == 7) read_fleet(message);
+    if (message != NULL && kind > 7) print_json(message, kind);
     arena_free(a);
     return 0;
 }

@@ -8,7 +8,7 @@ ROOT=$1
 export CONCLAVE_BIN_DIR=$2
 conclave=$ROOT/deploy/conclave
 model=$ROOT/models/demo
-unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_ROUTERS CONCLAVE_API_KEY
+unset CONCLAVE_MODEL CONCLAVE_RUN_DIR CONCLAVE_PORT CONCLAVE_HOST CONCLAVE_WORKERS CONCLAVE_ROUTERS CONCLAVE_API_KEY CONCLAVE_ADMIN_API_KEY
 
 work=$(mktemp -d /tmp/conclave-test-XXXXXX)
 . "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
@@ -130,6 +130,33 @@ done
 try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --api-key sk-of-the-test
 try 0 invalid_api_key ask
 try 0 '"completion_tokens":4' ask -H 'Authorization: Bearer sk-of-the-test'
+try 0 "stopped" "$conclave" down --run-dir "$dir"
+expect_nothing_left "$dir"
+
+# --- the admin API: its key is on no command line; a worker drained by it ended as it was meant to
+admin() { curl --silent --noproxy '*' --max-time 60 -H 'Authorization: Bearer ops-of-the-test' "$@"; }
+try 1 "admin port needs" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --admin-port 0
+try 1 "the same as --api-key" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --admin-socket "$dir/admin.sock" \
+    --api-key twice --admin-api-key twice
+expect_nothing_left "$dir"
+admin_port=$(free_port)
+try 0 "serving" "$conclave" up --run-dir "$dir" --model "$model" --port "$port" --workers 3 --admin-port "$admin_port" \
+    --admin-api-key ops-of-the-test
+if tr '\0' ' ' <"/proc/$(cat "$dir/frontend.pid")/cmdline" | grep -q ops-of-the-test; then
+    fail "the frontend shows the admin key on its command line"
+fi
+try 0 invalid_api_key curl --silent --noproxy '*' "http://127.0.0.1:$admin_port/admin/placement"
+try 0 '"experts":[{"expert":0,' admin "http://127.0.0.1:$admin_port/admin/placement"
+try 0 '"draining":[1]' admin -d '{"workers":[1]}' "http://127.0.0.1:$admin_port/admin/drain"
+pid=$(cat "$dir/worker-1.pid")
+for ((i = 0; i < 600; i++)); do
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+done
+try 0 '"workers":[{"id":0,' "$conclave" status --json --run-dir "$dir"
+[[ $said != *'"state":"dead"'* ]] || fail "a drained worker counts as dead: $said"
+try 0 "3 workers" "$conclave" scale 3 --run-dir "$dir"
+try 0 '"completion_tokens":4' ask
 try 0 "stopped" "$conclave" down --run-dir "$dir"
 expect_nothing_left "$dir"
 

@@ -318,3 +318,61 @@ Test(balancer, does_not_use_a_copy_that_is_another_one)
         wait_hosted(w, ALL / 2);
     expect_all_hosted();
 }
+
+static void
+hold_workers(bool hold)
+{
+    for (uint32_t w = 0; w < 2; w++) {
+        if (hold)
+            pthread_mutex_lock(&workers[w].lock);
+        else
+            pthread_mutex_unlock(&workers[w].lock);
+    }
+}
+
+Test(balancer, is_overdue_when_it_has_not_looked_at_the_load_for_two_intervals)
+{
+    balance.enabled = true;
+    balance.balance.step_interval = 40;
+    start_fleet(2, 0);
+    cr_expect_not(report().overdue);
+    feed_skewed(39);
+    while (report().balancedness > 0.9) /* until it has seen the window */
+        tick();
+    hold_workers(true); /* who is asked to host something does not answer */
+    feed_skewed(1);
+    while (report().decisions == 0)
+        tick();
+    feed_skewed(79);
+    cr_expect_eq(report().idle_steps, 79);
+    cr_expect_not(report().overdue);
+    feed_skewed(1);
+    cr_expect(report().overdue);
+    hold_workers(false);
+    while (report().overdue)
+        tick();
+    cr_expect_eq(report().verdicts[EPLB_ADOPTED], 1);
+    cr_expect_neq(report().adopted_ns, 0);
+}
+
+Test(balancer, is_never_overdue_when_it_is_off_and_counts_what_came_of_its_looks)
+{
+    balance.balance.step_interval = 40;
+    start_fleet(2, 0);
+    feed_skewed(400);
+    cr_expect_not(report().overdue);
+    balancer_rebalance(b);
+    expect_balanced(ALL);
+    cr_expect_eq(report().verdicts[EPLB_ADOPTED], 1);
+    balancer_rebalance(b);
+    while (report().decisions < 2)
+        tick();
+    uint64_t sum = 0;
+    for (uint32_t v = 0; v <= BALANCER_FAILED; v++)
+        sum += report().verdicts[v];
+    cr_expect_eq(sum, report().decisions);
+    double layers[LAYERS];
+    balancer_get_layers(b, layers);
+    for (uint32_t l = 0; l < LAYERS; l++)
+        cr_expect(layers[l] > 0.9 && layers[l] <= 1, "%g", layers[l]);
+}

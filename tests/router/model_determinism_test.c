@@ -190,6 +190,87 @@ Test(determinism, company_in_a_batch_changes_nothing)
     }
 }
 
+static void
+ignore_logits(void *user, uint32_t seq, uint32_t t, const float *logits)
+{
+    (void)seq, (void)logits;
+    uint32_t *count = user;
+    count[0]++;
+    count[1] = t;
+}
+
+/* The prompt in chunks beside another sequence, which does not ask; then what was told is compared
+ * with what the gate chose for all rows, and the statistics with both. */
+static void
+expect_routed(const mini_options *o, uint32_t chunk)
+{
+    mini_fleet m;
+    mini_fleet_start(&m, o);
+    const uint32_t layers = m.config->num_layers, k = m.config->top_k, e = m.config->num_experts;
+    const size_t token_ids = (size_t)layers * k;
+    uint8_t *routed = malloc(TOKENS * token_ids);
+    uint32_t *chosen = malloc(TOKENS * token_ids * sizeof *chosen);
+    memset(routed, 0xee, TOKENS * token_ids);
+    cr_assert_eq(transformer_id_bytes(m.transformer), 1);
+    float *with = malloc(2 * vocab * sizeof *with), *without = with + vocab;
+    batch_sink sink = {with};
+    for (uint32_t at = 0, n; at < TOKENS; at += n) {
+        n = TOKENS - at < chunk ? TOKENS - at : chunk;
+        step_seq seq = mini_seq(&m, 0, tokens, at, n);
+        seq.routed = routed + at * token_ids;
+        seq.want_last = at + n == TOKENS;
+        mini_step(&m, &seq, 1, keep_rows, &sink, NULL);
+    }
+    uint64_t *counts = calloc((size_t)layers * e, sizeof *counts);
+    for (size_t i = 0; i < TOKENS * token_ids; i++)
+        counts[i % token_ids / k * e + routed[i]]++;
+    cr_expect_eq(
+        memcmp(counts, transformer_expert_tokens(m.transformer), layers * e * sizeof *counts), 0,
+        "the statistics say otherwise");
+    step_seq both[] = {mini_seq(&m, 1, tokens, 0, 5), mini_seq(&m, 2, tokens, 0, TOKENS)};
+    uint8_t *again = malloc(TOKENS * token_ids);
+    uint32_t told[2] = {0};
+    both[1].routed = again;
+    mini_step(&m, both, 2, ignore_logits, told, NULL);
+    cr_expect_eq(told[0], 0, "nobody asked for logits");
+    cr_expect_eq(memcmp(routed, again, TOKENS * token_ids), 0, "company changed what is told");
+
+    const transformer_probe probe = {.gate_ids = chosen};
+    step_seq whole = mini_seq(&m, 3, tokens, 0, TOKENS);
+    whole.want_last = true;
+    sink.rows = without;
+    mini_step(&m, &whole, 1, keep_rows, &sink, &probe);
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        for (size_t i = 0; i < token_ids; i++)
+            cr_assert_eq(routed[t * token_ids + i], chosen[(i / k * TOKENS + t) * k + i % k],
+                         "token %u, %zu", t, i);
+    }
+    if (o->mode == WIRE_EP)
+        cr_expect_eq(memcmp(with, without, vocab * sizeof *with), 0, "asking changed the bits");
+    mini_fleet_stop(&m);
+    free(routed);
+    free(again);
+    free(chosen);
+    free(counts);
+    free(with);
+}
+
+Test(determinism, tells_the_experts_that_each_token_used)
+{
+    char dir[512];
+    mini_options o = base_options(dir, sizeof dir, DTYPE_F32);
+    float *want = run_alone(&o, 0); /* fills tokens */
+    free(want);
+    o.workers = 2;
+    expect_routed(&o, TOKENS);
+    expect_routed(&o, 9);
+    o.micro_batches = 3;
+    expect_routed(&o, 1);
+    expect_routed(&o, 33);
+    o.mode = WIRE_TP;
+    expect_routed(&o, 33);
+}
+
 Test(determinism, tensor_parallel_agrees_within_rounding)
 {
     char dir[512];

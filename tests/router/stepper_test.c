@@ -54,6 +54,7 @@ static rpc_client *client;
 static fake_worker workers[WORKERS];
 static step_call calls[CALLS_MAX];
 static uint32_t call_count;
+static uint32_t routed_token_bytes;                      /* that the stepper tells of */
 static uint64_t life;                                    /* of the frontend */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards calls[].done */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -104,7 +105,8 @@ start_router_with(exchange_choice choice, uint32_t redundant)
                                           .max_model_len = MODEL_LEN,
                                           .kv_block_count = SEQS * BLOCKS_PER_SEQ,
                                           .layer_timeout_ms = SILENT_MS,
-                                          .incarnation = INCARNATION},
+                                          .incarnation = INCARNATION,
+                                          .routed_token_bytes = routed_token_bytes},
                         &eb);
     cr_assert_eq(err, MOE_OK, "%s", eb.text);
     char url[RUN_URL_MAX];
@@ -444,6 +446,63 @@ Test(stepper, samples_the_same_after_a_prefill_in_chunks_beside_other_work)
     seqs[0].tokens[seqs[0].count++] = reply->results[0]->token;
     rpc_response_free(&reply->base);
     expect_right(seqs, 2);
+}
+
+Test(stepper, tells_the_experts_of_the_tokens_whose_sequences_ask)
+{
+    const size_t token_bytes = routed_token_bytes = model->num_layers * model->top_k;
+    start_router(EXCHANGE_AUTO);
+    start_workers();
+    test_seq seqs[] = {draw_seq(0, 6, 0), draw_seq(1, 4, 0), draw_seq(2, 3, 0)};
+    step_plan p;
+    Conclave__StepReply *reply;
+    plan_begin(&p, 1);
+    plan_add(&p, &seqs[0], 0, 6)->routed_experts = true;
+    plan_add(&p, &seqs[1], 0, 4);
+    plan_add(&p, &seqs[2], 0, 2)->routed_experts = true;
+    cr_assert_eq(run_step(&p, &reply), RPC_OK, "%s", eb.text);
+    cr_expect_eq(reply->results[0]->routed_experts.len, 6 * token_bytes);
+    cr_expect_eq(reply->results[1]->routed_experts.len, 0);
+    cr_expect_eq(reply->results[2]->routed_experts.len, 2 * token_bytes);
+    for (size_t i = 0; i < 6 * token_bytes; i += model->top_k) {
+        const uint8_t *ids = reply->results[0]->routed_experts.data + i;
+        for (uint32_t j = 0; j < model->top_k; j++) {
+            cr_expect_lt(ids[j], model->num_experts);
+            cr_expect(j == 0 || ids[j] != ids[0], "an expert twice");
+        }
+    }
+    for (uint32_t i = 0; i < 2; i++)
+        seqs[i].tokens[seqs[i].count++] = reply->results[i]->token;
+    rpc_response_free(&reply->base);
+    plan_begin(&p, 2);
+    plan_add(&p, &seqs[0], 6, 1);
+    plan_add(&p, &seqs[1], 4, 1)->routed_experts = true;
+    cr_assert_eq(run_step(&p, &reply), RPC_OK, "%s", eb.text);
+    cr_expect_eq(reply->results[0]->routed_experts.len, 0);
+    cr_expect_eq(reply->results[1]->routed_experts.len, token_bytes);
+    for (uint32_t i = 0; i < 2; i++)
+        seqs[i].tokens[seqs[i].count++] = reply->results[i]->token;
+    rpc_response_free(&reply->base);
+    expect_right(seqs, 2);
+    const worker_load a = transformer_worker_load(tf, 0), b = transformer_worker_load(tf, 1);
+    cr_expect_gt(a.rows, 0);
+    uint64_t rows = 0;
+    for (uint32_t i = 0; i < model->num_layers * model->num_experts; i++)
+        rows += transformer_expert_tokens(tf)[i];
+    cr_expect_eq(a.rows + b.rows, rows, "each row is counted with one worker");
+    cr_expect_gt(a.busy_ns + b.busy_ns, 0);
+}
+
+Test(stepper, refuses_to_tell_experts_when_that_is_not_offered)
+{
+    start_router(EXCHANGE_AUTO);
+    start_workers();
+    test_seq q = draw_seq(0, 6, 0);
+    step_plan p;
+    plan_begin(&p, 1);
+    plan_add(&p, &q, 0, 6)->routed_experts = true;
+    cr_expect_eq(run_step(&p, NULL), RPC_INVALID_ARGUMENT);
+    cr_expect_not_null(strstr(eb.text, "routed_experts"), "%s", eb.text);
 }
 
 Test(stepper, reports_logprobs_of_the_sampled_token_and_of_the_prompt)
