@@ -12,6 +12,8 @@
 #include "proto/rpc.h"
 
 #define QUEUE_MAX 16
+#define CONCURRENCY (3 * QUEUE_MAX) /* control calls, moves and fetches have queues of their own   \
+                                     */
 #define REGISTER_TIMEOUT_MS 2000
 #define HEARTBEAT_DEFAULT_MS 250
 #define LOAD_MESSAGE_BYTES (16u << 20)
@@ -94,6 +96,11 @@ on_stats(Conclave__Worker_Service *rpc, const Conclave__StatsRequest *request,
     reply.busy_ns = stats.busy_ns;
     reply.experts_hosted = stats.experts_hosted;
     reply.bytes_hosted = stats.bytes_hosted;
+    moves_stats moved;
+    moves_get_stats(self_of(rpc)->moves, &moved);
+    reply.fetched_bytes = moved.fetched_bytes;
+    reply.fetch_failures = moved.fetch_failures;
+    reply.served_bytes = moved.served_bytes;
     closure(&reply, data);
 }
 
@@ -138,6 +145,14 @@ on_release(Conclave__Worker_Service *rpc, const Conclave__ReleaseRequest *reques
 {
     (void)closure;
     moves_release(self_of(rpc)->moves, request, data);
+}
+
+static void
+on_fetch(Conclave__Worker_Service *rpc, const Conclave__FetchRequest *request,
+         Conclave__FetchReply_Closure closure, void *data)
+{
+    (void)closure;
+    moves_fetch(self_of(rpc)->moves, request, data);
 }
 
 static moe_err
@@ -281,7 +296,9 @@ worker_service_create(worker_service **out, const worker_service_config *config,
                                     .growth = {.checkpoint = config->checkpoint,
                                                .cache = {config->packed_cache,
                                                          config->identity->model.fingerprint},
-                                               .memory_bytes = config->memory_bytes}},
+                                               .memory_bytes = config->memory_bytes},
+                                    .source = config->source,
+                                    .fingerprint = config->identity->model.fingerprint},
                     eb);
     if (err) {
         worker_service_free(s);
@@ -291,7 +308,7 @@ worker_service_create(worker_service **out, const worker_service_config *config,
                            &(rpc_server_options){.url = config->control_url,
                                                  .service = &s->rpc.base,
                                                  .message_bytes_max = LOAD_MESSAGE_BYTES,
-                                                 .concurrency = QUEUE_MAX},
+                                                 .concurrency = CONCURRENCY},
                            eb);
     if (!err)
         err = rpc_client_open(&s->router,

@@ -162,6 +162,8 @@ carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
     pthread_mutex_lock(&b->lock);
     b->report.experts_moved += moved.experts;
     b->report.bytes_moved += moved.bytes;
+    b->report.peer_bytes_moved += moved.peer_bytes;
+    b->report.peer_failures += moved.peer_failures;
     b->report.move_ns += moved.ns;
     if (err)
         b->report.failed++;
@@ -175,8 +177,10 @@ carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
     else
         LOG_INFO(
             "eplb",
-            "placement adopted experts_moved=%llu bytes=%llu stages=%u ms=%llu step_waits=%llu",
-            (unsigned long long)moved.experts, (unsigned long long)moved.bytes, moved.stages,
+            "placement adopted experts_moved=%llu bytes=%llu peer_bytes=%llu stages=%u ms=%llu "
+            "step_waits=%llu",
+            (unsigned long long)moved.experts, (unsigned long long)moved.bytes,
+            (unsigned long long)moved.peer_bytes, moved.stages,
             (unsigned long long)(moved.ns / NS_PER_MS),
             (unsigned long long)membership_step_waits(b->config.membership));
     return err;

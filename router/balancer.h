@@ -51,7 +51,9 @@ typedef struct balancer_report {
     uint64_t decisions; /* with or without a change */
     uint64_t adopted, refused, failed;
     uint64_t experts_moved, bytes_moved, move_ns;
-    uint64_t repairs; /* times that experts were without a host, and over */
+    uint64_t peer_bytes_moved; /* of bytes_moved: copied from other workers, not read from files */
+    uint64_t peer_failures;    /* experts that were to be copied and came from files after all */
+    uint64_t repairs;          /* times that experts were without a host, and over */
     uint64_t last_recovery_ns, recovery_ns_max; /* from the loss until all were hosted */
     double balancedness;                        /* of the window, by the placement in force */
     uint64_t last_ns; /* of the last decision; clock_now_ns() time; 0: none */

@@ -67,6 +67,8 @@ add_balance(cJSON *to, const Conclave__BalanceStats *b)
     cJSON_AddNumberToObject(o, "failed", (double)b->failed);
     cJSON_AddNumberToObject(o, "experts_moved", (double)b->experts_moved);
     cJSON_AddNumberToObject(o, "bytes_moved", (double)b->bytes_moved);
+    cJSON_AddNumberToObject(o, "peer_bytes_moved", (double)b->peer_bytes_moved);
+    cJSON_AddNumberToObject(o, "peer_failures", (double)b->peer_failures);
     cJSON_AddNumberToObject(o, "move_seconds", (double)b->move_ns / NS_PER_S_F);
     cJSON_AddNumberToObject(o, "repairs", (double)b->repairs);
     cJSON_AddNumberToObject(o, "last_recovery_seconds", (double)b->last_recovery_ns / NS_PER_S_F);
@@ -127,10 +129,11 @@ print_text(const Conclave__RouterStats *s)
     const Conclave__BalanceStats *b = s->balance;
     if (b == NULL) return;
     printf("eplb %s (%s): balancedness %.3f; %" PRIu64 " decisions, %" PRIu64 " adopted, %" PRIu64
-           " refused, %" PRIu64 " failed; %" PRIu64 " experts (%.1f MB) moved in %.2f s\n",
+           " refused, %" PRIu64 " failed; %" PRIu64 " experts (%.1f MB, %.1f MB of them from other "
+           "workers) moved in %.2f s\n",
            b->enabled ? "on" : "off", b->policy, b->balancedness, b->decisions, b->adopted,
            b->refused, b->failed, b->experts_moved, (double)b->bytes_moved / 1e6,
-           (double)b->move_ns / NS_PER_S_F);
+           (double)b->peer_bytes_moved / 1e6, (double)b->move_ns / NS_PER_S_F);
     if (b->any)
         printf("last decision %.1f s ago: %s: %s\n", (double)b->last_age_ns / NS_PER_S_F,
                b->last_verdict, b->last_text);

@@ -105,6 +105,8 @@ fill_balance(const router_service_config *c, balancer_report *texts, Conclave__B
     out->failed = texts->failed;
     out->experts_moved = texts->experts_moved;
     out->bytes_moved = texts->bytes_moved;
+    out->peer_bytes_moved = texts->peer_bytes_moved;
+    out->peer_failures = texts->peer_failures;
     out->move_ns = texts->move_ns;
     out->repairs = texts->repairs;
     out->last_recovery_ns = texts->last_recovery_ns;

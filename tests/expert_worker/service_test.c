@@ -25,7 +25,8 @@ enum {
     METHOD_HOST,
     METHOD_CANCEL_HOST,
     METHOD_HASH,
-    METHOD_RELEASE
+    METHOD_RELEASE,
+    METHOD_FETCH
 };
 
 /* The router: answers as told, and counts. */
@@ -456,6 +457,37 @@ Test(service, hosts_more_tells_their_hashes_and_releases_them)
     compute_get_stats(comp, &stats);
     cr_expect_eq(stats.epoch, 2);
     expect_call_refused(METHOD_HASH, &ask.base, RPC_NOT_FOUND, "expert 2 is not hosted");
+}
+
+Test(service, gives_packed_weights_of_what_it_hosts)
+{
+    ProtobufCMessage *response;
+    Conclave__FetchRequest r;
+    expert_layout layout;
+    expert_layout_init(&layout, DTYPE_F32, model, 0, model->intermediate_size);
+    fetch_describe(&r, &layout, id.model.fingerprint);
+    r.expert = 3;
+    r.offset = 64;
+    r.bytes = 128;
+    start_running();
+    expect_call_refused(METHOD_FETCH, &r.base, RPC_FAILED_PRECONDITION, "nothing was loaded");
+    load_good();
+    cr_assert_eq(call(METHOD_FETCH, &r.base, &response), RPC_OK, "%s", eb.text);
+    const Conclave__FetchReply *block = (const void *)response;
+    char want[128];
+    cr_assert(expert_store_read(compute_store(comp), 3, 64, sizeof want, want));
+    cr_assert_eq(block->data.len, sizeof want);
+    cr_expect_arr_eq(block->data.data, want, sizeof want);
+    rpc_response_free(response);
+    r.expert = 1;
+    expect_call_refused(METHOD_FETCH, &r.base, RPC_NOT_FOUND, "expert 1 is not hosted");
+    r.fingerprint++;
+    expect_call_refused(METHOD_FETCH, &r.base, RPC_FAILED_PRECONDITION, "model");
+
+    const Conclave__StatsRequest ask = CONCLAVE__STATS_REQUEST__INIT;
+    cr_assert_eq(call(METHOD_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
+    cr_expect_eq(((Conclave__WorkerStats *)(void *)response)->served_bytes, 128);
+    rpc_response_free(response);
 }
 
 typedef struct slow_host {

@@ -209,12 +209,28 @@ print_step_times(const char *when)
            stat_of("recent_p99_ms"));
 }
 
+/* Where experts came from: not from peers when that is forbidden; and else, if peers are to be
+ * asked first, whenever one of them had it, which a dead worker's experts have not. */
 static void
-go_through_everything(const char *exchange, const char *rate)
+expect_sources(const char *source)
+{
+    const double moved = stat_of("bytes_moved"), copied = stat_of("peer_bytes_moved");
+    const bool disk = strstr(source, "disk") != NULL;
+    printf(
+        "%s: %.0f bytes moved, %.0f of them from peers, %.0f experts that peers failed to give\n",
+        source, moved, copied, stat_of("peer_failures"));
+    cr_expect(disk ? copied == 0 : copied > 0);
+    cr_expect_leq(copied, moved);
+    if (disk) cr_expect_eq(stat_of("peer_failures"), 0);
+    wait_metric("conclave:experts_moved_peer_bytes_total", "peer_bytes_moved");
+}
+
+static void
+go_through_everything(const char *exchange, const char *rate, const char *source)
 {
     char flags[512];
     snprintf(flags, sizeof flags, ROOM "--eplb=on %s %s", exchange, rate);
-    fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags});
+    fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags, .worker_flags = source});
     during_steps("nothing", nothing, 0);
     print_step_times("nothing moves");
     during_steps("a rebalance", rebalance_until_moved, 0);
@@ -235,6 +251,7 @@ go_through_everything(const char *exchange, const char *rate)
     during_steps("a rebalance at the end", rebalance_often, 5);
 
     cr_expect_eq(stat_of("step_waits"), 0, "a step waited for a move");
+    expect_sources(source);
     printf("%s: without a host for at most %.3f s\n", exchange, stat_of("max_recovery_seconds"));
     wait_metric("conclave:workers_lost_total", "workers_lost");
     wait_metric("conclave:experts_moved_total", "experts_moved");
@@ -246,10 +263,11 @@ go_through_everything(const char *exchange, const char *rate)
 Test(moves, nobody_notices_that_experts_move)
 {
     ask_reference();
-    go_through_everything("--exchange=shm", "--eplb-move-mbps=0");
+    go_through_everything("--exchange=shm", "--eplb-move-mbps=0", "--expert-source=peer");
     go_through_everything("--exchange=nng",
                           "--eplb-move-mbps=10 --eplb-config={\"window_size\":100,"
-                          "\"step_interval\":50,\"log_balancedness\":true}");
+                          "\"step_interval\":50,\"log_balancedness\":true}",
+                          "--expert-source=disk");
     answers_free(&want);
     requests_free(&requests);
 }
