@@ -5,6 +5,7 @@
 
 #include "common/futex.h"
 #include "common/log.h"
+#include "router/capacity.h"
 #include "router/eplb_policy.h"
 #include "router/membership_impl.h"
 
@@ -76,18 +77,19 @@ adoption_fini(membership *m)
     free(m->hosted);
 }
 
-static uint32_t
-capacity_of(const membership *m, const worker *w)
-{
-    return eplb_capacity(w->memory_bytes, m->config.expert_bytes, m->config.limits.num_layers,
-                         m->config.limits.num_experts);
-}
-
+/* Slots of those workers that are usable; returns the bytes that are missing for one
+ * copy of every expert. */
 static uint64_t
-shortfall_of(const membership *m, const uint32_t *capacities)
+count_capacities(const membership *m, const bool *usable, uint32_t *capacities)
 {
-    return eplb_shortfall_bytes(capacities, m->worker_end, m->config.expert_bytes,
-                                m->config.limits.num_layers, m->config.limits.num_experts);
+    uint64_t memory[WORKER_MAX];
+    for (uint32_t w = 0; w < m->worker_end; w++)
+        memory[w] = m->workers[w].memory_bytes;
+    const capacity_rule rule = {.expert_bytes = m->config.expert_bytes,
+                                .num_layers = m->config.limits.num_layers,
+                                .num_experts = m->config.limits.num_experts,
+                                .spare_slots = m->config.spare_slots};
+    return capacity_fill(&rule, m->worker_end, memory, usable, capacities);
 }
 
 moe_err
@@ -96,9 +98,10 @@ adoption_start_locked(membership *m, errbuf *eb)
     uint32_t capacities[WORKER_MAX];
     placement *home;
     if (m->placed || m->config.mode != WIRE_EP) return MOE_OK;
+    bool usable[WORKER_MAX];
     for (uint32_t w = 0; w < m->worker_end; w++)
-        capacities[w] = m->workers[w].state == REGISTERED ? capacity_of(m, &m->workers[w]) : 0;
-    m->shortfall = shortfall_of(m, capacities);
+        usable[w] = m->workers[w].state == REGISTERED;
+    m->shortfall = count_capacities(m, usable, capacities);
     moe_err err = place_linear(m, capacities, m->worker_end, &home, eb);
     if (!err) err = set_home(m, home, eb);
     m->placed = err == MOE_OK;
@@ -366,22 +369,21 @@ moe_err
 membership_drain(membership *m, const uint32_t *ids, size_t count, errbuf *eb)
 {
     uint32_t capacities[WORKER_MAX] = {0};
+    bool usable[WORKER_MAX];
     moe_err err = MOE_OK;
     if (m->config.mode != WIRE_EP)
         return err_set(eb, MOE_EUNSUPPORTED,
                        "with --parallelism tp every worker has a slice of all experts");
     pthread_mutex_lock(&m->lock);
-    for (uint32_t w = 0; w < m->worker_end; w++) {
-        if (is_ready_locked(m, w) && !m->workers[w].draining)
-            capacities[w] = capacity_of(m, &m->workers[w]);
-    }
+    for (uint32_t w = 0; w < m->worker_end; w++)
+        usable[w] = is_ready_locked(m, w) && !m->workers[w].draining;
     for (size_t i = 0; i < count && !err; i++) {
         if (ids[i] >= m->worker_end || m->workers[ids[i]].state == ABSENT)
             err = err_set(eb, MOE_ENOTFOUND, "there is no worker %u", ids[i]);
         else
-            capacities[ids[i]] = 0;
+            usable[ids[i]] = false;
     }
-    const uint64_t missing = err ? 0 : shortfall_of(m, capacities);
+    const uint64_t missing = err ? 0 : count_capacities(m, usable, capacities);
     bool any = false;
     for (uint32_t w = 0; w < m->worker_end; w++)
         any = any || capacities[w] != 0;

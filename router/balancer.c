@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/futex.h"
 #include "common/log.h"
+#include "router/capacity.h"
 
 #define BALANCE_NICE 10
 #define TICK_MS 100
@@ -59,16 +60,19 @@ static moe_err
 count_slots(balancer *b, eplb_policy policy, uint32_t *slot_counts, errbuf *eb)
 {
     uint32_t capacities[WORKER_MAX];
+    uint64_t memory[WORKER_MAX];
+    bool usable[WORKER_MAX];
     const balancer_config *c = &b->config;
+    const capacity_rule rule = {.expert_bytes = c->expert_bytes,
+                                .num_layers = c->num_layers,
+                                .num_experts = c->num_experts,
+                                .spare_slots = c->spare_slots};
     for (uint32_t w = 0; w < b->view.worker_end; w++) {
-        const member *m = &b->view.members[w];
-        capacities[w] = is_usable(m) ? eplb_capacity(m->memory_bytes, c->expert_bytes,
-                                                     c->num_layers, c->num_experts)
-                                     : 0;
+        memory[w] = b->view.members[w].memory_bytes;
+        usable[w] = is_usable(&b->view.members[w]);
     }
     membership_set_shortfall(c->membership,
-                             eplb_shortfall_bytes(capacities, b->view.worker_end, c->expert_bytes,
-                                                  c->num_layers, c->num_experts));
+                             capacity_fill(&rule, b->view.worker_end, memory, usable, capacities));
     return eplb_slot_counts(policy, b->config.num_layers, b->config.num_experts,
                             b->config.balance.num_redundant_experts, b->view.worker_end, capacities,
                             (double)b->config.expert_bytes, slot_counts, eb);

@@ -36,8 +36,9 @@ typedef struct balancer_config {
     bool enabled; /* --eplb on */
     eplb_policy policy;
     eplb_config balance;
-    uint32_t return_ms; /* how long a lost worker whose experts all have replicas may take to come
-                           back before they get new ones; 0 = BALANCER_RETURN_MS */
+    uint32_t return_ms;   /* how long a lost worker whose experts all have replicas may take to come
+                             back before they get new ones; 0 = BALANCER_RETURN_MS */
+    uint32_t spare_slots; /* room that placements leave on each worker, in experts */
     uint64_t move_bytes_per_s; /* for moves that are not urgent; 0 = unlimited */
 } balancer_config;
 

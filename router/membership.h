@@ -44,6 +44,7 @@ typedef struct membership_config {
     enum wire_mode mode;
     uint32_t num_redundant_experts; /* WIRE_EP: slots of a layer beyond its experts */
     uint64_t expert_bytes;          /* of one expert's packed weights; 0: memory is not looked at */
+    uint32_t spare_slots; /* WIRE_EP: room that placements leave on each worker, experts */
     exchange_choice exchange;
     uint32_t worker_timeout_ms; /* without a heartbeat */
     uint32_t load_timeout_ms;
