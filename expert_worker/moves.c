@@ -118,7 +118,7 @@ run_job(void *arg, const job *j)
     moves *m = arg;
     errbuf eb = {{0}};
     moe_err err;
-    expert_store *s = compute_store(m->config.compute);
+    expert_store *s = compute_store(m->config.compute, 0);
     if (s == NULL) {
         rpc_fail(j->call, RPC_FAILED_PRECONDITION, "nothing was loaded yet");
         return;
@@ -143,7 +143,7 @@ static void
 run_fetch(void *arg, const job *j)
 {
     moves *m = arg;
-    expert_store *s = compute_store(m->config.compute);
+    expert_store *s = compute_store(m->config.compute, 0);
     if (s == NULL)
         rpc_fail(j->call, RPC_FAILED_PRECONDITION, "nothing was loaded yet");
     else

@@ -12,8 +12,9 @@
 #include "proto/rpc.h"
 
 #define QUEUE_MAX 16
-#define CONCURRENCY (3 * QUEUE_MAX) /* control calls, moves and fetches have queues of their own   \
-                                     */
+#define CONCURRENCY                                                                                \
+    (3 * QUEUE_MAX) /* control calls, moves and fetches have queues of their own                   \
+                     */
 #define REGISTER_TIMEOUT_MS 2000
 #define HEARTBEAT_DEFAULT_MS 250
 #define LOAD_MESSAGE_BYTES (16u << 20)
@@ -155,40 +156,97 @@ on_fetch(Conclave__Worker_Service *rpc, const Conclave__FetchRequest *request,
     moves_fetch(self_of(rpc)->moves, request, data);
 }
 
-static moe_err
-load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
+static expert_layout
+slice_layout(const worker_service *s, uint32_t slice, uint32_t slices)
 {
     const model_config *config = checkpoint_config(s->config.checkpoint);
-    if (r->tp_ranks == 0 || r->tp_ranks > WORKER_MAX || r->tp_rank >= r->tp_ranks)
-        return err_set(eb, MOE_EINVAL, "rank %u of %u", r->tp_rank, r->tp_ranks);
-    if (r->row_max == 0 || r->row_max > EXCHANGE_TOKEN_MAX * MODEL_TOPK_MAX)
-        return err_set(eb, MOE_ERANGE, "row_max %u", r->row_max);
-
     uint32_t begin, end;
     expert_layout layout;
-    tp_slice(config->intermediate_size, r->tp_rank, r->tp_ranks, &begin, &end);
+    tp_slice(config->intermediate_size, slice, slices, &begin, &end);
     expert_layout_init(&layout, s->config.dtype, config, begin, end);
-    const uint64_t want = (uint64_t)r->n_experts * layout.slot_bytes;
-    if (s->config.memory_bytes != 0 && want > s->config.memory_bytes)
-        return err_set(
-            eb, MOE_ENOMEM, "%zu experts of %zu bytes need %llu bytes more than --expert-memory",
-            r->n_experts, layout.slot_bytes, (unsigned long long)(want - s->config.memory_bytes));
+    return layout;
+}
+
+static moe_err
+check_load(const worker_service *s, const Conclave__LoadRequest *r, errbuf *eb)
+{
+    uint64_t want = 0;
+    if (r->tp_ranks == 0 || r->tp_ranks > WORKER_MAX || r->n_tp_slices == 0)
+        return err_set(eb, MOE_EINVAL, "%zu slices of %u", r->n_tp_slices, r->tp_ranks);
+    if (r->row_max == 0 || r->row_max > EXCHANGE_TOKEN_MAX * MODEL_TOPK_MAX)
+        return err_set(eb, MOE_ERANGE, "row_max %u", r->row_max);
+    for (size_t i = 0; i < r->n_tp_slices; i++) {
+        if (r->tp_slices[i] >= r->tp_ranks || (i > 0 && r->tp_slices[i] <= r->tp_slices[i - 1]))
+            return err_set(eb, MOE_EINVAL, "slice %u of %u, or it is named twice", r->tp_slices[i],
+                           r->tp_ranks);
+        want += r->n_experts * slice_layout(s, r->tp_slices[i], r->tp_ranks).slot_bytes;
+    }
+    if (s->config.memory_bytes == 0 || want <= s->config.memory_bytes) return MOE_OK;
+    return err_set(eb, MOE_ENOMEM,
+                   "%zu experts of %zu bytes need %llu bytes more than "
+                   "--expert-memory",
+                   r->n_experts, (size_t)(want / r->n_experts),
+                   (unsigned long long)(want - s->config.memory_bytes));
+}
+
+/* With tensor parallelism a slice that is there stays; whole experts may be others. */
+static bool
+is_loaded(const worker_service *s, const Conclave__LoadRequest *r, uint32_t slice)
+{
+    const expert_store *store = compute_store(s->config.compute, slice);
+    if (store == NULL || r->tp_ranks == 1) return false;
+    const expert_layout *have = expert_store_layout(store);
+    const expert_layout want = slice_layout(s, slice, r->tp_ranks);
+    return have->width_begin == want.width_begin && have->width_end == want.width_end &&
+           expert_store_count(store) == r->n_experts;
+}
+
+static moe_err
+load_slice(worker_service *s, const Conclave__LoadRequest *r, uint32_t slice, errbuf *eb)
+{
     const uint64_t start = clock_now_ns();
+    const expert_layout layout = slice_layout(s, slice, r->tp_ranks);
     const weight_cache cache = {s->config.packed_cache, s->config.identity->model.fingerprint};
     expert_store *store;
     moe_err err = expert_store_load(&store, s->config.checkpoint, cache, &layout, r->experts,
                                     (uint32_t)r->n_experts, s->config.load_pool, &s->stopping, eb);
     if (err) return err;
-    *bytes = expert_store_bytes(store);
-    err = compute_load(s->config.compute, store, r->epoch, config->num_experts, r->row_max, eb);
+    const uint64_t bytes = expert_store_bytes(store);
+    err = compute_load(s->config.compute, slice, store, r->epoch,
+                       checkpoint_config(s->config.checkpoint)->num_experts, r->row_max, eb);
     if (err) {
         expert_store_free(store);
         return err;
     }
     LOG_INFO("store", "experts loaded epoch=%llu experts=%zu slice=%u..%u bytes=%llu load_ms=%llu",
-             (unsigned long long)r->epoch, r->n_experts, begin, end, (unsigned long long)*bytes,
-             (unsigned long long)((clock_now_ns() - start) / NS_PER_MS));
+             (unsigned long long)r->epoch, r->n_experts, layout.width_begin, layout.width_end,
+             (unsigned long long)bytes, (unsigned long long)((clock_now_ns() - start) / NS_PER_MS));
     return MOE_OK;
+}
+
+/* What is not named makes room first. */
+static moe_err
+load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
+{
+    moe_err err = check_load(s, r, eb);
+    for (uint32_t part = 0, i = 0; part < COMPUTE_PARTS_MAX && !err; part++) {
+        if (i < r->n_tp_slices && r->tp_slices[i] == part) {
+            i++;
+        } else if (compute_store(s->config.compute, part) != NULL) {
+            worker_end_detach_part(s->config.exchange, part);
+            compute_drop(s->config.compute, part);
+            LOG_INFO("store", "slice dropped slice=%u", part);
+        }
+    }
+    for (size_t i = 0; i < r->n_tp_slices && !err; i++) {
+        if (is_loaded(s, r, r->tp_slices[i]))
+            compute_set_epoch(s->config.compute, r->epoch);
+        else
+            err = load_slice(s, r, r->tp_slices[i], eb);
+    }
+    for (size_t i = 0; i < r->n_tp_slices && !err; i++)
+        *bytes += expert_store_bytes(compute_store(s->config.compute, r->tp_slices[i]));
+    return err;
 }
 
 static moe_err
@@ -207,6 +265,7 @@ attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answe
         return err_set(eb, MOE_EINVAL, "unknown backend \"%.16s\"", r->backend);
     attach_offer offer = {.router_id = r->router_id,
                           .router_incarnation = r->router_incarnation,
+                          .part = r->tp_slice,
                           .backend = strcmp(r->backend, "shm") == 0 ? EXCHANGE_SHM : EXCHANGE_NNG};
     offer.limits = (exchange_limits){.micro_batch_max = r->micro_batch_max,
                                      .token_max = r->token_max,
@@ -215,6 +274,7 @@ attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answe
                                      .top_k = r->top_k,
                                      .hidden = r->hidden,
                                      .dtype = dtype_parse(r->dtype)};
+    if (offer.part >= COMPUTE_PARTS_MAX) return err_set(eb, MOE_EINVAL, "slice %u", offer.part);
     if (offer.limits.dtype == DTYPE_COUNT)
         return err_set(eb, MOE_EINVAL, "unknown dtype \"%.16s\"", r->dtype);
     if (r->key.len != EXCHANGE_KEY_BYTES)

@@ -110,15 +110,6 @@ adoption_start_locked(membership *m, errbuf *eb)
 
 /* ---- who takes part ---- */
 
-static bool
-all_ready(const membership *m)
-{
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
-        if (!is_ready_locked(m, id)) return false;
-    }
-    return true;
-}
-
 bool
 adoption_takes_rows_locked(const membership *m, uint32_t id)
 {
@@ -135,7 +126,7 @@ serves(const membership *m, uint32_t w, uint32_t layer, uint32_t expert)
 bool
 adoption_is_covered_locked(const membership *m, there_fn *there)
 {
-    if (m->home == NULL) return all_ready(m);
+    if (m->home == NULL) return slices_covered_locked(m);
     for (uint32_t l = 0; l < m->home->num_layers; l++) {
         for (uint32_t e = 0; e < m->home->num_experts; e++) {
             uint32_t count, i = 0;
@@ -204,8 +195,10 @@ swap(placement **a, placement **b)
 void
 adoption_renew_locked(membership *m)
 {
-    bool changed = false;
-    if (m->in_step || !m->started) return;
+    if (m->in_step) return;
+    bool changed = m->config.mode == WIRE_TP && slices_renew_locked(m);
+    if (m->config.mode == WIRE_TP && !m->started) m->started = slices_covered_locked(m);
+    if (!m->started) return;
     if (m->next != NULL && !m->adopted && is_there(m, m->next)) {
         swap(&m->home, &m->next);
         swap(&m->fitted, &m->next_fitted);
@@ -291,28 +284,42 @@ membership_follow(membership *m, uint64_t epoch, uint64_t fleet_version, placeme
                   errbuf *eb)
 {
     placement *fitted = NULL;
-    moe_err err = next != NULL ? placement_clone(&fitted, next, eb) : MOE_OK;
+    const moe_err err = placement_clone(&fitted, next, eb);
     if (err) {
         placement_free(next);
         return err;
     }
     pthread_mutex_lock(&m->lock);
-    if (next == NULL) {
-        m->epoch = epoch;
-        m->fleet_version = fleet_version;
-    } else {
-        host_what_it_names(m, next);
-        m->started = m->started || is_there(m, next);
-        swap(&m->next, &next); /* what was there is not used by any step, adopted or not */
-        swap(&m->next_fitted, &fitted);
-        m->next_epoch = epoch;
-        m->next_version = fleet_version;
-        m->adopted = false;
-        adoption_renew_locked(m);
-    }
+    host_what_it_names(m, next);
+    m->started = m->started || is_there(m, next);
+    swap(&m->next, &next); /* what was there is not used by any step, adopted or not */
+    swap(&m->next_fitted, &fitted);
+    m->next_epoch = epoch;
+    m->next_version = fleet_version;
+    m->adopted = false;
+    adoption_renew_locked(m);
     pthread_mutex_unlock(&m->lock);
     placement_free(next);
     placement_free(fitted);
+    return MOE_OK;
+}
+
+moe_err
+membership_follow_slices(membership *m, uint64_t epoch, uint64_t fleet_version,
+                         const uint32_t *owners, size_t count, errbuf *eb)
+{
+    if (count != m->config.worker_count)
+        return err_set(eb, MOE_EINVAL, "%zu slices, not %u", count, m->config.worker_count);
+    for (size_t r = 0; r < count; r++) {
+        if (owners[r] > WORKER_MAX)
+            return err_set(eb, MOE_EINVAL, "slice %zu is with worker %u", r, owners[r] - 1);
+    }
+    pthread_mutex_lock(&m->lock);
+    memcpy(m->told_owners, owners, count * sizeof *owners);
+    m->next_epoch = epoch;
+    m->next_version = fleet_version;
+    adoption_renew_locked(m);
+    pthread_mutex_unlock(&m->lock);
     return MOE_OK;
 }
 

@@ -135,6 +135,17 @@ expert_bytes(moe_dtype dtype, const model_config *model)
     return layout.slot_bytes;
 }
 
+/* Of the first, which is the largest: all experts of all layers. */
+static uint64_t
+slice_bytes(moe_dtype dtype, const model_config *model, int64_t slices)
+{
+    uint32_t begin, end;
+    expert_layout layout;
+    tp_slice(model->intermediate_size, 0, (uint32_t)slices, &begin, &end);
+    expert_layout_init(&layout, dtype, model, begin, end);
+    return (uint64_t)layout.slot_bytes * model->num_layers * model->num_experts;
+}
+
 static moe_err
 start_feed(load_feed **out, const options *o, const model_config *model, uint64_t fingerprint,
            const eplb_config *balance, membership *m, errbuf *eb)
@@ -231,6 +242,8 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                              .mode = tp ? WIRE_TP : WIRE_EP,
                              .num_redundant_experts = balance.num_redundant_experts,
                              .expert_bytes = expert_bytes(sizes.expert_dtype, model),
+                             .slice_bytes =
+                                 tp ? slice_bytes(sizes.expert_dtype, model, o->workers) : 0,
                              .spare_slots = (uint32_t)o->spare_slots,
                              .exchange = choice,
                              .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,

@@ -336,9 +336,11 @@ expect_call_refused(unsigned method, const ProtobufCMessage *request, rpc_status
 static Conclave__LoadRequest
 good_load(void)
 {
-    static uint32_t experts[] = {0, 3};
+    static uint32_t experts[] = {0, 3}, whole[] = {0};
     Conclave__LoadRequest r = CONCLAVE__LOAD_REQUEST__INIT;
     r.epoch = 1;
+    r.n_tp_slices = 1;
+    r.tp_slices = whole;
     r.tp_ranks = 1;
     r.row_max = 16;
     r.n_experts = 2;
@@ -373,9 +375,16 @@ Test(service, refuses_a_load_that_makes_no_sense_and_keeps_what_it_has)
 
     Conclave__LoadRequest r = good;
     r.tp_ranks = 0;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "rank 0 of 0");
-    r.tp_ranks = r.tp_rank = 2;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "rank 2 of 2");
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "1 slices of 0");
+    uint32_t beyond[] = {0, 2}, falling[] = {1, 0};
+    r.tp_ranks = 2;
+    r.n_tp_slices = 2;
+    r.tp_slices = beyond;
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 2 of 2");
+    r.tp_slices = falling;
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 0 of 2");
+    r.n_tp_slices = 0;
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "0 slices of 2");
     r.tp_ranks = UINT32_MAX;
     expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "of 4294967295");
     r = good;
@@ -475,7 +484,7 @@ Test(service, gives_packed_weights_of_what_it_hosts)
     cr_assert_eq(call(METHOD_FETCH, &r.base, &response), RPC_OK, "%s", eb.text);
     const Conclave__FetchReply *block = (const void *)response;
     char want[128];
-    cr_assert(expert_store_read(compute_store(comp), 3, 64, sizeof want, want));
+    cr_assert(expert_store_read(compute_store(comp, 0), 3, 64, sizeof want, want));
     cr_assert_eq(block->data.len, sizeof want);
     cr_expect_arr_eq(block->data.data, want, sizeof want);
     rpc_response_free(response);
