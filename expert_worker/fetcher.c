@@ -133,6 +133,7 @@ static moe_err
 open_peer(peer *p, errbuf *eb)
 {
     if (p->client != NULL) return MOE_OK;
+    LOG_INFO("fetch", "experts are copied from another worker peer=%s", p->url);
     return rpc_client_open(&p->client,
                            &(rpc_client_options){.url = p->url,
                                                  .service = &conclave__worker__descriptor,

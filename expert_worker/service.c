@@ -224,7 +224,8 @@ load_slice(worker_service *s, const Conclave__LoadRequest *r, uint32_t slice, er
     return MOE_OK;
 }
 
-/* What is not named makes room first. */
+/* What is not named makes room first.  Its links stay: a router that still uses one is answered
+ * that the slice is not hosted. */
 static moe_err
 load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf *eb)
 {
@@ -233,7 +234,6 @@ load(worker_service *s, const Conclave__LoadRequest *r, uint64_t *bytes, errbuf 
         if (i < r->n_tp_slices && r->tp_slices[i] == part) {
             i++;
         } else if (compute_store(s->config.compute, part) != NULL) {
-            worker_end_detach_part(s->config.exchange, part);
             compute_drop(s->config.compute, part);
             LOG_INFO("store", "slice dropped slice=%u", part);
         }
@@ -285,6 +285,13 @@ attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answe
     if (!err)
         err = copy_name(offer.link_name, sizeof offer.link_name, r->link_name, "link_name", eb);
     if (!err) err = worker_end_attach(s->config.exchange, &s->limits, &offer, answer, eb);
+    if (err == MOE_EBUSY) { /* links for slices that are not here any more are in the way */
+        for (uint32_t part = 0; part < COMPUTE_PARTS_MAX; part++) {
+            if (compute_store(s->config.compute, part) == NULL)
+                worker_end_detach_part(s->config.exchange, part);
+        }
+        err = worker_end_attach(s->config.exchange, &s->limits, &offer, answer, eb);
+    }
     if (!err) LOG_INFO("exchange", "link made router=%u backend=%s", r->router_id, r->backend);
     return err;
 }

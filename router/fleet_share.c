@@ -27,7 +27,8 @@ shared_owner_locked(const membership *m, uint32_t r)
 {
     const slice_owner *home = &m->slices[r].home;
     const worker *w = &m->workers[home->worker];
-    const bool serves = home->set && w->state == READY && w->incarnation == home->incarnation;
+    const bool serves =
+        home->set && !home->lost && w->state == READY && w->incarnation == home->incarnation;
     return serves ? home->worker + 1 : 0;
 }
 

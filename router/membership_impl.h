@@ -33,7 +33,7 @@ typedef struct worker {
 
 /* Who has a slice of the experts (WIRE_TP), or is to have it. */
 typedef struct slice_owner {
-    bool set;
+    bool set, lost;        /* lost: its link was given up, whatever its worker is now */
     uint32_t worker, link; /* link: index in the router end */
     uint64_t incarnation;
 } slice_owner;

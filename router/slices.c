@@ -30,7 +30,7 @@ is_life(const membership *m, const slice_owner *o, bool with_registered)
 static bool
 is_served(const membership *m, uint32_t r)
 {
-    return is_life(m, &m->slices[r].home, false);
+    return is_life(m, &m->slices[r].home, false) && !m->slices[r].home.lost;
 }
 
 bool
@@ -69,8 +69,10 @@ void
 slices_give_up_locked(membership *m, uint32_t id)
 {
     for (uint32_t r = 0; r < m->config.worker_count && m->config.mode == WIRE_TP; r++) {
-        const slice_owner *home = &m->slices[r].home;
-        if (home->set && home->worker == id) router_end_give_up(m->config.router_end, home->link);
+        slice_owner *home = &m->slices[r].home;
+        if (!home->set || home->worker != id) continue;
+        home->lost = true;
+        router_end_give_up(m->config.router_end, home->link);
     }
 }
 
@@ -127,7 +129,7 @@ count_slices(const membership *m, uint32_t id)
     for (uint32_t r = 0; r < m->config.worker_count; r++) {
         const slice *s = &m->slices[r];
         const slice_owner *o = s->next.set ? &s->next : &s->home;
-        count += o->worker == id && is_life(m, o, true);
+        count += o->worker == id && is_life(m, o, true) && !o->lost;
     }
     return count;
 }

@@ -260,6 +260,35 @@ go_through_everything(const char *exchange, const char *rate, const char *source
     fleet_stop(&f); /* all still run, and leave nothing, or this fails */
 }
 
+/* What it is to hand over is still on its way, at 1 MB/s, when it ends: the others take files. */
+static void
+drain_worker_and_kill_it(uint32_t id)
+{
+    static const char *const others[] = {"worker-1", "worker-2"}, copied[] = "are copied from";
+    char out[OUT_BYTES], flags[32];
+    const uint32_t before =
+        fleet_count_log(&f, others[0], copied) + fleet_count_log(&f, others[1], copied);
+    snprintf(flags, sizeof flags, "--drain=%u", id);
+    cr_assert_eq(ctl(flags, out), 0, "%s", out);
+    for (uint64_t since = 0;
+         fleet_count_log(&f, others[0], copied) + fleet_count_log(&f, others[1], copied) == before;)
+        fleet_pause(&since, "experts to be copied");
+    kill_worker(id);
+}
+
+static void
+lose_a_peer_that_gives(void)
+{
+    fleet_start(&f, &(fleet_options){.workers = 3,
+                                     .router_flags = ROOM "--eplb-move-mbps=1",
+                                     .worker_flags = "--expert-source=peer"});
+    during_requests("a peer that dies while it gives", drain_worker_and_kill_it, 0);
+    cr_expect_eq(stat_of("peer_bytes_moved"), 0, "a move was done before it died");
+    cr_expect_eq(stat_of("step_waits"), 0);
+    during_steps("a worker in its place", add_worker, 0);
+    fleet_stop(&f);
+}
+
 Test(moves, nobody_notices_that_experts_move)
 {
     ask_reference();
@@ -268,6 +297,7 @@ Test(moves, nobody_notices_that_experts_move)
                           "--eplb-move-mbps=10 --eplb-config={\"window_size\":100,"
                           "\"step_interval\":50,\"log_balancedness\":true}",
                           "--expert-source=disk");
+    lose_a_peer_that_gives();
     answers_free(&want);
     requests_free(&requests);
 }

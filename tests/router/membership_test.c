@@ -415,6 +415,15 @@ wait_slices(uint32_t w, uint32_t set)
     }
 }
 
+static uint32_t
+loads_of(uint32_t w)
+{
+    pthread_mutex_lock(&workers[w].lock);
+    const uint32_t loads = workers[w].loads;
+    pthread_mutex_unlock(&workers[w].lock);
+    return loads;
+}
+
 Test(membership, gives_a_lost_slice_to_a_spare_and_leaves_the_others_alone)
 {
     start_slices(2);
@@ -448,16 +457,36 @@ Test(membership, has_a_survivor_take_a_slice_over_and_hand_it_back)
     wait_slices(0, 7);
     membership_update(m, 0);
     expect_detail("ready");
-    const uint32_t loads = workers[0].loads;
+    const uint32_t loads = loads_of(0);
     start_worker(1, 201);
     join(1);
-    while (workers[0].loads == loads)
+    while (loads_of(0) == loads)
         membership_update(m, 5);
     expect_detail("ready");
     uint32_t both = workers[0].tp_slices | workers[1].tp_slices;
     cr_expect_eq(both, 7);
     cr_expect_eq(workers[0].tp_slices & workers[1].tp_slices, 0, "one has given a slice back");
     cr_expect_eq(__builtin_popcount(workers[0].tp_slices), 2);
+}
+
+Test(membership, gives_a_slice_back_to_a_worker_that_was_only_silent)
+{
+    start_slices(2);
+    shifted_clock_advance_ms(SILENT_MS + 1000);
+    cr_expect(membership_on_heartbeat(m, 0, 100));
+    wait_slices(0, 3);
+    membership_update(m, 0);
+    expect_detail("ready");
+    expect_state(1, "lost");
+    cr_expect_not(membership_on_heartbeat(m, 1, 101));
+    const uint32_t attaches = workers[1].attaches;
+    join(1);
+    while (loads_of(0) != 3) /* a second slice, and one again */
+        membership_update(m, 5);
+    cr_expect_eq(workers[0].tp_slices | workers[1].tp_slices, 3);
+    cr_expect_eq(workers[0].tp_slices & workers[1].tp_slices, 0);
+    cr_expect_gt(workers[1].attaches, attaches, "its old link is not used again");
+    expect_detail("ready");
 }
 
 Test(membership, keeps_to_the_memory_of_survivors_and_says_what_is_short)
@@ -492,7 +521,7 @@ Test(membership, tries_again_when_a_survivor_can_not_load_a_slice)
     workers[0].on_load = LOAD_FAILS;
     pthread_mutex_unlock(&workers[0].lock);
     lose_worker(1);
-    while (workers[0].loads == 1)
+    while (loads_of(0) == 1)
         membership_update(m, 5);
     expect_state(0, "ready");
     cr_expect_not(status().ready);
