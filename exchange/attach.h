@@ -20,6 +20,8 @@ typedef enum exchange_backend { EXCHANGE_SHM = 0, EXCHANGE_NNG = 1 } exchange_ba
 typedef struct attach_offer {
     uint32_t router_id;
     uint64_t router_incarnation;
+    uint32_t part; /* of what the worker hosts: with TP its slice, else 0.  A router has one link
+                      for each */
     exchange_backend backend;
     exchange_limits limits;
     char rows_name[EXCHANGE_NAME_MAX]; /* shm */

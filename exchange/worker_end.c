@@ -16,6 +16,7 @@
 /* Twice as many as live links can be: a retired one keeps its slot until its views are replied. */
 #define SLOT_COUNT (2 * ROUTER_MAX)
 #define LOG_INTERVAL_NS NS_PER_S
+#define ANY_PART UINT32_MAX
 
 typedef enum slot_state { SLOT_FREE, SLOT_SETUP, SLOT_LIVE, SLOT_RETIRED } slot_state;
 
@@ -31,6 +32,7 @@ typedef struct link_slot {
     slot_state state; /* with pins: guarded by worker_end.lock */
     uint32_t pins;    /* views and scans that may touch the memory */
     uint32_t router_id;
+    uint32_t part;
     uint64_t incarnation; /* of the router */
     link_memory memory;
     shm_object link, rows, copies;
@@ -252,6 +254,7 @@ static moe_err
 setup(worker_end *we, link_slot *slot, const attach_offer *offer, attach_answer *answer, errbuf *eb)
 {
     slot->router_id = offer->router_id;
+    slot->part = offer->part;
     slot->incarnation = offer->router_incarnation;
     slot->memory.limits = offer->limits;
     link_layout_init(&slot->memory.layout, &offer->limits);
@@ -262,6 +265,48 @@ setup(worker_end *we, link_slot *slot, const attach_offer *offer, attach_answer 
     slot->memory.link = slot->link.base;
     slot->memory.rows = slot->rows.base;
     return err;
+}
+
+/* One link of this router (ROUTER_MAX: of any) for this part (ANY_PART: for any), if there is one.
+ */
+static bool
+detach(worker_end *we, uint32_t router_id, uint32_t part)
+{
+    link_slot *slot = NULL;
+    pthread_mutex_lock(&we->lock);
+    for (uint32_t i = 0; i < SLOT_COUNT && slot == NULL; i++) {
+        link_slot *at = &we->slots[i];
+        if (at->state == SLOT_LIVE && (router_id == ROUTER_MAX || at->router_id == router_id) &&
+            (part == ANY_PART || at->part == part))
+            slot = at;
+    }
+    if (slot != NULL) {
+        slot->state = SLOT_RETIRED;
+        slot->pins++; /* until the link's threads are gone */
+    }
+    pthread_mutex_unlock(&we->lock);
+    if (slot == NULL) return false;
+
+    nng_link_close(slot->nng);
+    slot->nng = NULL;
+    pthread_mutex_lock(&we->lock);
+    unpin_locked(slot, 1);
+    pthread_mutex_unlock(&we->lock);
+    return true;
+}
+
+void
+worker_end_detach(worker_end *we, uint32_t router_id)
+{
+    while (detach(we, router_id, ANY_PART)) {
+    }
+}
+
+void
+worker_end_detach_part(worker_end *we, uint32_t part)
+{
+    while (detach(we, ROUTER_MAX, part)) {
+    }
 }
 
 moe_err
@@ -275,36 +320,13 @@ worker_end_attach(worker_end *we, const exchange_limits *expected, const attach_
     if (slot == NULL) return err_set(eb, MOE_EBUSY, "all %d links are in use", SLOT_COUNT);
 
     err = setup(we, slot, offer, answer, eb);
-    if (err == MOE_OK) worker_end_detach(we, offer->router_id);
+    if (err == MOE_OK) detach(we, offer->router_id, offer->part);
 
     pthread_mutex_lock(&we->lock);
     if (err != MOE_OK) slot_unmap(slot);
     slot->state = err == MOE_OK ? SLOT_LIVE : SLOT_FREE;
     pthread_mutex_unlock(&we->lock);
     return err;
-}
-
-void
-worker_end_detach(worker_end *we, uint32_t router_id)
-{
-    link_slot *slot = NULL;
-    pthread_mutex_lock(&we->lock);
-    for (uint32_t i = 0; i < SLOT_COUNT && slot == NULL; i++) {
-        if (we->slots[i].state == SLOT_LIVE && we->slots[i].router_id == router_id)
-            slot = &we->slots[i];
-    }
-    if (slot != NULL) {
-        slot->state = SLOT_RETIRED;
-        slot->pins++; /* until the link's threads are gone */
-    }
-    pthread_mutex_unlock(&we->lock);
-    if (slot == NULL) return;
-
-    nng_link_close(slot->nng);
-    slot->nng = NULL;
-    pthread_mutex_lock(&we->lock);
-    unpin_locked(slot, 1);
-    pthread_mutex_unlock(&we->lock);
 }
 
 /* ---- the compute loop ---- */
@@ -413,6 +435,7 @@ take_place(worker_end *we, link_slot *slot, uint32_t micro_batch, dispatch_view 
     out->result_stride = exchange_result_stride(&m->limits);
     out->link_index = (uint32_t)(slot - we->slots);
     out->top_k = m->limits.top_k;
+    out->part = slot->part;
     return true;
 }
 

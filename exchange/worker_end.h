@@ -32,6 +32,7 @@ typedef struct dispatch_view {
     float *results;       /* WIRE_EP: row i for row slot i; WIRE_TP: row t for token t */
     size_t result_stride; /* floats */
     uint32_t link_index;  /* for worker_end_reply() */
+    uint32_t part;        /* of what this worker hosts: with TP the slice, else 0 */
     uint32_t top_k;
 } dispatch_view;
 
@@ -47,18 +48,17 @@ moe_err worker_end_create(worker_end **out, const char *run, uint32_t worker_id,
 void worker_end_free(worker_end *we);
 
 /* Step 3 of attach.h.  expected: this worker's own view of the limits (micro_batch_max and
- * token_max are the router's to choose).  A link of the same router_id is replaced.  On an error
- * the old link stays.
- *   MOE_ERANGE        the offer's limits
- *   MOE_EINVAL        the offer's router_id or backend, or it names no object of this run
- *   MOE_EMISMATCH     layers, experts, top-k, hidden or dtype differ; an object of another size
- *   MOE_EBUSY         all links are in use
+ * token_max are the router's to choose).  A link of the same router_id and part is replaced.  On an
+ * error the old link stays. MOE_ERANGE        the offer's limits MOE_EINVAL        the offer's
+ * router_id or backend, or it names no object of this run MOE_EMISMATCH     layers, experts, top-k,
+ * hidden or dtype differ; an object of another size MOE_EBUSY         all links are in use
  *   MOE_EUNSUPPORTED  an nng link, but nng_listen is NULL
  *   MOE_EIO, MOE_ENOTFOUND  mapping or listening failed  */
 moe_err worker_end_attach(worker_end *we, const exchange_limits *expected,
                           const attach_offer *offer, attach_answer *answer, errbuf *eb);
-/* Forget a router's link.  Does nothing when there is none. */
+/* Forget a router's links, or all routers' links for a part.  Does nothing when there are none. */
 void worker_end_detach(worker_end *we, uint32_t router_id);
+void worker_end_detach_part(worker_end *we, uint32_t part);
 
 /* Sleep until something may have arrived (true), or deadline_ns passes (clock_now_ns() time, 0 =
  * never), or worker_end_stop() was called (false). */

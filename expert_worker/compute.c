@@ -13,16 +13,20 @@
 #define VIEWS_MAX 64
 #define QUIESCE_POLL_NS 200000ull
 
+/* One store, and the scratch to compute with it. */
+typedef struct part {
+    expert_store *store;
+    ffn *ffn;
+    uint32_t row_max;
+} part;
+
 struct compute {
     worker_end *exchange;
     const kernel_table *kernels;
     pool *pool;
     pthread_t thread;
-    pthread_mutex_t
-        lock; /* guards store, ffn, row_max, stats; held while dispatches are computed */
-    expert_store *store;
-    ffn *ffn;
-    uint32_t row_max;
+    pthread_mutex_t lock; /* guards parts and stats; held while dispatches are computed */
+    part parts[COMPUTE_PARTS_MAX];
     _Atomic uint64_t epoch; /* the oldest placement that is still served */
     _Atomic uint32_t round; /* odd while dispatches are computed */
     compute_stats stats;
@@ -35,8 +39,9 @@ serve_group(compute *c, const dispatch_view *views, uint32_t count)
     const uint64_t start = clock_now_ns();
     phases_set_place(&c->phases, views[0].hdr.step, views[0].hdr.layer, views[0].hdr.micro_batch,
                      0);
+    const part *p = &c->parts[views[0].part];
     const uint32_t status =
-        c->store == NULL ? WIRE_STATUS_NOT_HOSTED : ffn_run(c->ffn, c->store, views, count);
+        p->store == NULL ? WIRE_STATUS_NOT_HOSTED : ffn_run(p->ffn, p->store, views, count);
     phase_enter(&c->phases, FFN_REPLY);
     const uint64_t busy = clock_now_ns() - start;
     uint64_t rows = 0;
@@ -60,7 +65,8 @@ serve_group(compute *c, const dispatch_view *views, uint32_t count)
 static bool
 acceptable(const compute *c, const dispatch_view *view)
 {
-    return c->store == NULL || (view->hdr.epoch >= c->epoch && view->hdr.row_count <= c->row_max);
+    const part *p = &c->parts[view->part];
+    return p->store == NULL || (view->hdr.epoch >= c->epoch && view->hdr.row_count <= p->row_max);
 }
 
 /* Answers the others and closes the gaps; returns how many are left. */
@@ -77,13 +83,19 @@ refuse_unacceptable(compute *c, dispatch_view *views, uint32_t count)
     return good;
 }
 
+static bool
+comes_before(const dispatch_view *a, const dispatch_view *b)
+{
+    return a->hdr.layer != b->hdr.layer ? a->hdr.layer < b->hdr.layer : a->part < b->part;
+}
+
 void
 compute_sort(dispatch_view *views, uint32_t count)
 {
     for (uint32_t i = 1; i < count; i++) {
         const dispatch_view view = views[i];
         uint32_t at = i;
-        for (; at > 0 && views[at - 1].hdr.layer > view.hdr.layer; at--)
+        for (; at > 0 && comes_before(&view, &views[at - 1]); at--)
             views[at] = views[at - 1];
         views[at] = view;
     }
@@ -103,7 +115,8 @@ compute_main(void *arg)
         const uint32_t good = refuse_unacceptable(c, views, count);
         compute_sort(views, good);
         for (uint32_t i = 0, n; i < good; i += n) {
-            n = c->store != NULL ? ffn_group(c->ffn, views + i, good - i) : 1;
+            const part *p = &c->parts[views[i].part];
+            n = p->store != NULL ? ffn_group(p->ffn, views + i, good - i) : 1;
             serve_group(c, views + i, n);
         }
         atomic_fetch_add(&c->round, 1);
@@ -134,6 +147,13 @@ compute_start(compute **out, worker_end *exchange, const kernel_table *kernels, 
     return MOE_OK;
 }
 
+static void
+part_fini(part *p)
+{
+    ffn_free(p->ffn);
+    expert_store_free(p->store);
+}
+
 void
 compute_stop(compute *c)
 {
@@ -142,43 +162,52 @@ compute_stop(compute *c)
     pthread_join(c->thread, NULL);
     phases_report(&c->phases, "worker");
     pthread_mutex_destroy(&c->lock);
-    ffn_free(c->ffn);
-    expert_store_free(c->store);
+    for (uint32_t i = 0; i < COMPUTE_PARTS_MAX; i++)
+        part_fini(&c->parts[i]);
     free(c);
 }
 
+/* The compute thread uses the new one from its next group on. */
+static void
+swap_part(compute *c, uint32_t index, part next)
+{
+    pthread_mutex_lock(&c->lock);
+    part old = c->parts[index];
+    c->parts[index] = next;
+    pthread_mutex_unlock(&c->lock);
+    part_fini(&old);
+}
+
 moe_err
-compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_experts,
+compute_load(compute *c, uint32_t index, expert_store *store, uint64_t epoch, uint32_t num_experts,
              uint32_t row_max, errbuf *eb)
 {
-    ffn *f;
-    const moe_err err = ffn_create(&f, c->kernels, c->pool, expert_store_layout(store), row_max,
-                                   VIEWS_MAX, num_experts);
+    part next = {.store = store, .row_max = row_max};
+    const moe_err err = ffn_create(&next.ffn, c->kernels, c->pool, expert_store_layout(store),
+                                   row_max, VIEWS_MAX, num_experts);
     if (err) return err_set(eb, err, "no memory for the buffers of %u rows", row_max);
 
-    ffn_set_phases(f, &c->phases);
-    pthread_mutex_lock(&c->lock);
-    expert_store *old_store = c->store;
-    ffn *old_ffn = c->ffn;
-    c->store = store;
-    c->ffn = f;
-    c->row_max = row_max;
-    c->epoch = epoch;
-    pthread_mutex_unlock(&c->lock);
-
-    expert_store_free(old_store);
-    ffn_free(old_ffn);
+    ffn_set_phases(next.ffn, &c->phases);
+    atomic_store(&c->epoch, epoch);
+    swap_part(c, index, next);
     return MOE_OK;
 }
 
 bool
-compute_keep(compute *c, uint64_t epoch, uint32_t row_max)
+compute_keep(compute *c, uint32_t index, uint64_t epoch, uint32_t row_max)
 {
     pthread_mutex_lock(&c->lock);
-    const bool fits = c->store != NULL && row_max <= c->row_max;
-    if (fits) c->epoch = epoch;
+    const part *p = &c->parts[index];
+    const bool fits = p->store != NULL && row_max <= p->row_max;
+    if (fits) atomic_store(&c->epoch, epoch);
     pthread_mutex_unlock(&c->lock);
     return fits;
+}
+
+void
+compute_drop(compute *c, uint32_t index)
+{
+    swap_part(c, index, (part){0});
 }
 
 void
@@ -187,18 +216,20 @@ compute_get_stats(compute *c, compute_stats *out)
     pthread_mutex_lock(&c->lock);
     *out = c->stats;
     out->epoch = atomic_load(&c->epoch);
-    if (c->store != NULL) {
-        out->experts_hosted = expert_store_count(c->store);
-        out->bytes_hosted = expert_store_bytes(c->store);
+    for (uint32_t i = 0; i < COMPUTE_PARTS_MAX; i++) {
+        const expert_store *store = c->parts[i].store;
+        if (store == NULL) continue;
+        out->experts_hosted += expert_store_count(store);
+        out->bytes_hosted += expert_store_bytes(store);
     }
     pthread_mutex_unlock(&c->lock);
 }
 
 expert_store *
-compute_store(compute *c)
+compute_store(compute *c, uint32_t index)
 {
     pthread_mutex_lock(&c->lock);
-    expert_store *store = c->store;
+    expert_store *store = c->parts[index].store;
     pthread_mutex_unlock(&c->lock);
     return store;
 }

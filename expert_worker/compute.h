@@ -1,5 +1,8 @@
 /* compute: the thread that serves dispatches: take, feed-forward, reply.
  *
+ * What a worker hosts are parts, each with a store: with tensor parallelism one for each of its
+ * slices, else part 0 alone.  A dispatch says by its link which part it is for.
+ *
  * It groups whatever is queued for one layer and never waits for more.  It allocates nothing and
  * makes no system call but futexes and yields.  Experts that come and go in the store never make it
  * wait.
@@ -34,24 +37,28 @@ moe_err compute_start(compute **out, worker_end *exchange, const kernel_table *k
 /* Calls worker_end_stop(), joins, frees the store.  Accepts NULL. */
 void compute_stop(compute *c);
 
-/* Use this store from the next group on; takes ownership and frees the one before.  row_max: rows
- * of the largest dispatch (token_max * top_k). */
-moe_err compute_load(compute *c, expert_store *store, uint64_t epoch, uint32_t num_experts,
-                     uint32_t row_max, errbuf *eb);
+#define COMPUTE_PARTS_MAX WORKER_MAX
 
-/* Go on with the store that is there, for a router that starts anew.  False: there is none, or
+/* Use this store for a part from the next group on; takes ownership and frees the one before.
+ * row_max: rows of the largest dispatch (token_max * top_k). */
+moe_err compute_load(compute *c, uint32_t part, expert_store *store, uint64_t epoch,
+                     uint32_t num_experts, uint32_t row_max, errbuf *eb);
+/* Host a part no more; its dispatches are answered WIRE_STATUS_NOT_HOSTED. */
+void compute_drop(compute *c, uint32_t part);
+
+/* Go on with the store that part has, for a router that starts anew.  False: there is none, or
  * row_max is larger than before. */
-bool compute_keep(compute *c, uint64_t epoch, uint32_t row_max);
+bool compute_keep(compute *c, uint32_t part, uint64_t epoch, uint32_t row_max);
 
 void compute_get_stats(compute *c, compute_stats *out);
 
-/* Put dispatches of one layer side by side, in the order in which they were taken: several routers'
- * rows then read each expert's weights once. */
+/* Put dispatches of one layer and part side by side, in the order in which they were taken: several
+ * routers' rows then read each expert's weights once. */
 void compute_sort(dispatch_view *views, uint32_t count);
 
-/* What it serves; NULL before the first load.  Borrowed until the next load: the caller sees to it
- * that none comes in between. */
-expert_store *compute_store(compute *c);
+/* What it serves of a part; NULL before its first load.  Borrowed until the next load: the caller
+ * sees to it that none comes in between. */
+expert_store *compute_store(compute *c, uint32_t part);
 /* Refuse dispatches of older placements from now on; epochs only rise. */
 void compute_set_epoch(compute *c, uint64_t epoch);
 /* Wait until everything that is being computed now is done.  The compute thread does not notice. */

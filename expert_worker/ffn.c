@@ -110,7 +110,7 @@ ffn_group(const ffn *f, const dispatch_view *views, uint32_t count)
     uint32_t n = 1;
     uint64_t rows = views[0].hdr.row_count;
     while (n < count && n < f->view_max && views[n].hdr.layer == views[0].hdr.layer &&
-           rows + views[n].hdr.row_count <= f->row_max) {
+           views[n].part == views[0].part && rows + views[n].hdr.row_count <= f->row_max) {
         rows += views[n++].hdr.row_count;
     }
     return n;

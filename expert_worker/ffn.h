@@ -31,7 +31,9 @@ void ffn_free(ffn *f); /* accepts NULL */
 /* Where run() says what it does; borrowed; NULL = nowhere. */
 void ffn_set_phases(ffn *f, phases *p);
 
-/* How many of views [count] (all of one layer, the first always) fit one run. */
+/* How many of views [count] (those of the first one's layer and part, the first always) fit one
+ * run.
+ */
 uint32_t ffn_group(const ffn *f, const dispatch_view *views, uint32_t count);
 
 /* Compute a group and write its result rows.  WIRE_STATUS_NOT_HOSTED if an expert is not in the

@@ -23,7 +23,7 @@ on_signal(int sig)
 
 typedef struct options {
     const char *model, *run_dir, *dtype, *transport, *packed_cache, *cpu_affinity, *log_level,
-        *trace;
+        *trace, *expert_source;
     int64_t worker_id, threads, expert_memory;
     bool profile;
     control_options control;
@@ -95,6 +95,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                      .checkpoint = ckpt,
                                      .packed_cache = o->packed_cache,
                                      .memory_bytes = (uint64_t)o->expert_memory,
+                                     .source = expert_source_parse(o->expert_source),
                                      .identity = &id,
                                      .exchange = exchange,
                                      .compute = comp,
@@ -147,6 +148,10 @@ main(int argc, char **argv)
          "what experts may take here; 0 = no limit"},
         {"packed-cache", NULL, FLAG_STRING, &o.packed_cache, "", 0, 0, NULL, NULL,
          "folder where packed weights are kept for the next start; empty = none"},
+        {"expert-source", NULL, FLAG_CHOICE, &o.expert_source, "auto", 0, 0, "auto|disk|peer", NULL,
+         "where experts come from that move here while it serves: auto (the packed cache, then a "
+         "worker that hosts them, then the checkpoint), disk (never a worker), peer (a worker "
+         "first)"},
         {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,
          "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},
         {"profile", NULL, FLAG_BOOL, &o.profile, "false", 0, 0, NULL, NULL,

@@ -12,6 +12,9 @@
 #include "proto/rpc.h"
 
 #define QUEUE_MAX 16
+#define CONCURRENCY                                                                                \
+    (3 * QUEUE_MAX) /* control calls, moves and fetches have queues of their own                   \
+                     */
 #define REGISTER_TIMEOUT_MS 2000
 #define HEARTBEAT_DEFAULT_MS 250
 #define LOAD_MESSAGE_BYTES (16u << 20)
@@ -102,6 +105,11 @@ on_stats(Conclave__Worker_Service *rpc, const Conclave__StatsRequest *request,
     reply.busy_ns = stats.busy_ns;
     reply.experts_hosted = stats.experts_hosted;
     reply.bytes_hosted = stats.bytes_hosted;
+    moves_stats moved;
+    moves_get_stats(self_of(rpc)->moves, &moved);
+    reply.fetched_bytes = moved.fetched_bytes;
+    reply.fetch_failures = moved.fetch_failures;
+    reply.served_bytes = moved.served_bytes;
     closure(&reply, data);
 }
 
@@ -158,6 +166,84 @@ on_ping(Conclave__Worker_Service *rpc, const Conclave__PingRequest *request,
     closure(&reply, data);
 }
 
+static void
+on_fetch(Conclave__Worker_Service *rpc, const Conclave__FetchRequest *request,
+         Conclave__FetchReply_Closure closure, void *data)
+{
+    (void)closure;
+    moves_fetch(self_of(rpc)->moves, request, data);
+}
+
+static expert_layout
+slice_layout(const worker_service *s, uint32_t slice, uint32_t slices)
+{
+    const model_config *config = checkpoint_config(s->config.checkpoint);
+    uint32_t begin, end;
+    expert_layout layout;
+    tp_slice(config->intermediate_size, slice, slices, &begin, &end);
+    expert_layout_init(&layout, s->config.dtype, config, begin, end);
+    return layout;
+}
+
+static moe_err
+check_load(const worker_service *s, const Conclave__LoadRequest *r, errbuf *eb)
+{
+    uint64_t want = 0;
+    if (r->tp_ranks == 0 || r->tp_ranks > WORKER_MAX || r->n_tp_slices == 0)
+        return err_set(eb, MOE_EINVAL, "%zu slices of %u", r->n_tp_slices, r->tp_ranks);
+    if (r->row_max == 0 || r->row_max > EXCHANGE_TOKEN_MAX * MODEL_TOPK_MAX)
+        return err_set(eb, MOE_ERANGE, "row_max %u", r->row_max);
+    for (size_t i = 0; i < r->n_tp_slices; i++) {
+        if (r->tp_slices[i] >= r->tp_ranks || (i > 0 && r->tp_slices[i] <= r->tp_slices[i - 1]))
+            return err_set(eb, MOE_EINVAL, "slice %u of %u, or it is named twice", r->tp_slices[i],
+                           r->tp_ranks);
+        want += r->n_experts * slice_layout(s, r->tp_slices[i], r->tp_ranks).slot_bytes;
+    }
+    if (s->config.memory_bytes == 0 || want <= s->config.memory_bytes) return MOE_OK;
+    return err_set(eb, MOE_ENOMEM,
+                   "%zu experts of %zu bytes need %llu bytes more than "
+                   "--expert-memory",
+                   r->n_experts, (size_t)(want / r->n_experts),
+                   (unsigned long long)(want - s->config.memory_bytes));
+}
+
+/* With tensor parallelism a slice that is there stays; whole experts may be others. */
+static bool
+is_loaded(const worker_service *s, const Conclave__LoadRequest *r, uint32_t slice)
+{
+    const expert_store *store = compute_store(s->config.compute, slice);
+    if (store == NULL || r->tp_ranks == 1) return false;
+    const expert_layout *have = expert_store_layout(store);
+    const expert_layout want = slice_layout(s, slice, r->tp_ranks);
+    return have->width_begin == want.width_begin && have->width_end == want.width_end &&
+           expert_store_count(store) == r->n_experts;
+}
+
+static moe_err
+load_slice(worker_service *s, const Conclave__LoadRequest *r, uint32_t slice, errbuf *eb)
+{
+    const uint64_t start = clock_now_ns();
+    const expert_layout layout = slice_layout(s, slice, r->tp_ranks);
+    const weight_cache cache = {s->config.packed_cache, s->config.identity->model.fingerprint};
+    expert_store *store;
+    moe_err err = expert_store_load(&store, s->config.checkpoint, cache, &layout, r->experts,
+                                    (uint32_t)r->n_experts, s->config.load_pool, &s->stopping, eb);
+    if (err) return err;
+    const uint64_t bytes = expert_store_bytes(store);
+    err = compute_load(s->config.compute, slice, store, r->epoch,
+                       checkpoint_config(s->config.checkpoint)->num_experts, r->row_max, eb);
+    if (err) {
+        expert_store_free(store);
+        return err;
+    }
+    LOG_INFO("store", "experts loaded epoch=%llu experts=%zu slice=%u..%u bytes=%llu load_ms=%llu",
+             (unsigned long long)r->epoch, r->n_experts, layout.width_begin, layout.width_end,
+             (unsigned long long)bytes, (unsigned long long)((clock_now_ns() - start) / NS_PER_MS));
+    return MOE_OK;
+}
+
+/* What is not named makes room first.  Its links stay: a router that still uses one is answered
+ * that the slice is not hosted. */
 /* Ids that are hosted and not among these [count], rising, into others [L * E]; returns how many.
  */
 static size_t
@@ -177,13 +263,11 @@ list_others(const worker_service *s, const expert_store *store, const uint32_t *
 
 /* Host what is lacking beside what is there.  False: all must be loaded anew. */
 static bool
-load_beside(worker_service *s, const Conclave__LoadRequest *r, const expert_layout *layout,
-            loaded *out)
+load_beside(worker_service *s, const Conclave__LoadRequest *r, loaded *out)
 {
     errbuf eb;
-    expert_store *store = r->keep ? compute_store(s->config.compute) : NULL;
-    if (store == NULL || memcmp(expert_store_layout(store), layout, sizeof *layout) != 0)
-        return false;
+    expert_store *store = r->keep && r->tp_ranks == 1 ? compute_store(s->config.compute, 0) : NULL;
+    if (store == NULL) return false;
     const store_growth growth = {
         .checkpoint = s->config.checkpoint,
         .cache = {s->config.packed_cache, s->config.identity->model.fingerprint},
@@ -194,7 +278,7 @@ load_beside(worker_service *s, const Conclave__LoadRequest *r, const expert_layo
         calloc((size_t)s->limits.num_layers * s->limits.num_experts + 1, sizeof *out->others);
     if (out->others == NULL ||
         expert_store_host(store, &growth, r->experts, (uint32_t)r->n_experts, &eb) != MOE_OK ||
-        !compute_keep(s->config.compute, r->epoch, r->row_max))
+        !compute_keep(s->config.compute, 0, r->epoch, r->row_max))
         return false;
     out->bytes = expert_store_bytes(store);
     out->other_count = list_others(s, store, r->experts, r->n_experts, out->others);
@@ -207,38 +291,25 @@ load_beside(worker_service *s, const Conclave__LoadRequest *r, const expert_layo
 static moe_err
 load(worker_service *s, const Conclave__LoadRequest *r, loaded *out, errbuf *eb)
 {
-    const model_config *config = checkpoint_config(s->config.checkpoint);
-    if (r->tp_ranks == 0 || r->tp_ranks > WORKER_MAX || r->tp_rank >= r->tp_ranks)
-        return err_set(eb, MOE_EINVAL, "rank %u of %u", r->tp_rank, r->tp_ranks);
-    if (r->row_max == 0 || r->row_max > EXCHANGE_TOKEN_MAX * MODEL_TOPK_MAX)
-        return err_set(eb, MOE_ERANGE, "row_max %u", r->row_max);
-
-    uint32_t begin, end;
-    expert_layout layout;
-    tp_slice(config->intermediate_size, r->tp_rank, r->tp_ranks, &begin, &end);
-    expert_layout_init(&layout, s->config.dtype, config, begin, end);
-    const uint64_t want = (uint64_t)r->n_experts * layout.slot_bytes;
-    if (s->config.memory_bytes != 0 && want > s->config.memory_bytes)
-        return err_set(
-            eb, MOE_ENOMEM, "%zu experts of %zu bytes need %llu bytes more than --expert-memory",
-            r->n_experts, layout.slot_bytes, (unsigned long long)(want - s->config.memory_bytes));
-    if (load_beside(s, r, &layout, out)) return MOE_OK;
-    const uint64_t start = clock_now_ns();
-    const weight_cache cache = {s->config.packed_cache, s->config.identity->model.fingerprint};
-    expert_store *store;
-    moe_err err = expert_store_load(&store, s->config.checkpoint, cache, &layout, r->experts,
-                                    (uint32_t)r->n_experts, s->config.load_pool, &s->stopping, eb);
-    if (err) return err;
-    out->bytes = expert_store_bytes(store);
-    err = compute_load(s->config.compute, store, r->epoch, config->num_experts, r->row_max, eb);
-    if (err) {
-        expert_store_free(store);
-        return err;
+    moe_err err = check_load(s, r, eb);
+    if (!err && load_beside(s, r, out)) return MOE_OK;
+    for (uint32_t part = 0, i = 0; part < COMPUTE_PARTS_MAX && !err; part++) {
+        if (i < r->n_tp_slices && r->tp_slices[i] == part) {
+            i++;
+        } else if (compute_store(s->config.compute, part) != NULL) {
+            compute_drop(s->config.compute, part);
+            LOG_INFO("store", "slice dropped slice=%u", part);
+        }
     }
-    LOG_INFO("store", "experts loaded epoch=%llu experts=%zu slice=%u..%u bytes=%llu load_ms=%llu",
-             (unsigned long long)r->epoch, r->n_experts, begin, end, (unsigned long long)out->bytes,
-             (unsigned long long)((clock_now_ns() - start) / NS_PER_MS));
-    return MOE_OK;
+    for (size_t i = 0; i < r->n_tp_slices && !err; i++) {
+        if (is_loaded(s, r, r->tp_slices[i]))
+            compute_set_epoch(s->config.compute, r->epoch);
+        else
+            err = load_slice(s, r, r->tp_slices[i], eb);
+    }
+    for (size_t i = 0; i < r->n_tp_slices && !err; i++)
+        out->bytes += expert_store_bytes(compute_store(s->config.compute, r->tp_slices[i]));
+    return err;
 }
 
 static moe_err
@@ -257,6 +328,7 @@ attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answe
         return err_set(eb, MOE_EINVAL, "unknown backend \"%.16s\"", r->backend);
     attach_offer offer = {.router_id = r->router_id,
                           .router_incarnation = r->router_incarnation,
+                          .part = r->tp_slice,
                           .backend = strcmp(r->backend, "shm") == 0 ? EXCHANGE_SHM : EXCHANGE_NNG};
     offer.limits = (exchange_limits){.micro_batch_max = r->micro_batch_max,
                                      .token_max = r->token_max,
@@ -265,6 +337,7 @@ attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answe
                                      .top_k = r->top_k,
                                      .hidden = r->hidden,
                                      .dtype = dtype_parse(r->dtype)};
+    if (offer.part >= COMPUTE_PARTS_MAX) return err_set(eb, MOE_EINVAL, "slice %u", offer.part);
     if (offer.limits.dtype == DTYPE_COUNT)
         return err_set(eb, MOE_EINVAL, "unknown dtype \"%.16s\"", r->dtype);
     if (r->key.len != EXCHANGE_KEY_BYTES)
@@ -275,6 +348,13 @@ attach(worker_service *s, const Conclave__AttachRequest *r, attach_answer *answe
     if (!err)
         err = copy_name(offer.link_name, sizeof offer.link_name, r->link_name, "link_name", eb);
     if (!err) err = worker_end_attach(s->config.exchange, &s->limits, &offer, answer, eb);
+    if (err == MOE_EBUSY) { /* links for slices that are not here any more are in the way */
+        for (uint32_t part = 0; part < COMPUTE_PARTS_MAX; part++) {
+            if (compute_store(s->config.compute, part) == NULL)
+                worker_end_detach_part(s->config.exchange, part);
+        }
+        err = worker_end_attach(s->config.exchange, &s->limits, &offer, answer, eb);
+    }
     if (!err) LOG_INFO("exchange", "link made router=%u backend=%s", r->router_id, r->backend);
     return err;
 }
@@ -349,7 +429,9 @@ worker_service_create(worker_service **out, const worker_service_config *config,
                                     .growth = {.checkpoint = config->checkpoint,
                                                .cache = {config->packed_cache,
                                                          config->identity->model.fingerprint},
-                                               .memory_bytes = config->memory_bytes}},
+                                               .memory_bytes = config->memory_bytes},
+                                    .source = config->source,
+                                    .fingerprint = config->identity->model.fingerprint},
                     eb);
     if (err) {
         worker_service_free(s);
@@ -359,7 +441,7 @@ worker_service_create(worker_service **out, const worker_service_config *config,
                            &(rpc_server_options){.url = config->control_url,
                                                  .service = &s->rpc.base,
                                                  .message_bytes_max = LOAD_MESSAGE_BYTES,
-                                                 .concurrency = QUEUE_MAX},
+                                                 .concurrency = CONCURRENCY},
                            eb);
     if (!err)
         err = rpc_client_open(&s->router,

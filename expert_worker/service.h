@@ -12,6 +12,7 @@
 
 #include "common/run_dir.h"
 #include "expert_worker/compute.h"
+#include "expert_worker/fetcher.h"
 #include "proto/identity.h"
 
 typedef struct worker_service worker_service;
@@ -25,6 +26,7 @@ typedef struct worker_service_config {
     const checkpoint *checkpoint;
     const char *packed_cache; /* folder of packed weights; NULL or "" = none */
     uint64_t memory_bytes;    /* for experts; 0 = unlimited */
+    expert_source source;     /* of experts that come while it serves */
     const identity *identity;
     worker_end *exchange;
     compute *compute;

@@ -1,5 +1,6 @@
 #include "expert_worker/store.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -31,6 +32,9 @@ struct expert_store {
     char *_Atomic *places; /* [id_count] what is hosted; NULL: it is not */
     packed_fill *fills[FILLS_MAX];
     uint32_t fill_count;
+    pthread_mutex_t
+        reading; /* held while a part of a slot is copied, and while slots are taken back
+                    that were to be seen before.  The compute thread never takes it */
 };
 
 /* ---- slots ---- */
@@ -180,6 +184,7 @@ load_slots(expert_store *s, const store_growth *g, const packed_slot *slots, uin
                                       .slot_bytes = s->layout.slot_bytes},
                               .slots = slots,
                               .count = count,
+                              .source = g->source,
                               .plan = plan_experts,
                               .arg = &p,
                               .pool = g->pool,
@@ -292,7 +297,21 @@ expert_store_release(expert_store *s, const uint32_t *experts, uint32_t count,
     atomic_fetch_sub(&s->count, hidden);
     quiesce(arg);
     stop_fills(s);
+    pthread_mutex_lock(&s->reading);
     reclaim(s);
+    pthread_mutex_unlock(&s->reading);
+}
+
+bool
+expert_store_read(expert_store *s, uint32_t id, uint64_t offset, size_t bytes, void *out)
+{
+    if (id >= s->id_count || offset > s->layout.slot_bytes || bytes > s->layout.slot_bytes - offset)
+        return false;
+    pthread_mutex_lock(&s->reading);
+    const char *from = atomic_load(&s->places[id]);
+    if (from != NULL) memcpy(out, from + offset, bytes);
+    pthread_mutex_unlock(&s->reading);
+    return from != NULL;
 }
 
 bool
@@ -315,6 +334,7 @@ expert_store_load(expert_store **out, const checkpoint *c, weight_cache cache,
     const model_config *config = checkpoint_config(c);
     expert_store *s = calloc(1, sizeof *s);
     if (s == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
+    pthread_mutex_init(&s->reading, NULL);
     s->layout = *layout;
     s->num_experts = config->num_experts;
     s->id_count = config->num_layers * config->num_experts;
@@ -346,6 +366,7 @@ expert_store_free(expert_store *s)
         drop_chunk(s, s->chunk_count - 1);
     free(s->chunks);
     free(s->places);
+    pthread_mutex_destroy(&s->reading);
     free(s);
 }
 

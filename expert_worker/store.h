@@ -9,7 +9,8 @@
  * publishes them, each by one store to memory; release() hides slots, waits until nobody uses them,
  * and takes them back.  Whoever looks up a slot is never blocked by either.
  *
- * Threads: expert_store_slot() from any thread at any time; everything else from one at a time.
+ * Threads: expert_store_slot() and expert_store_read() from any thread at any time; everything else
+ * from one at a time.
  */
 #ifndef MOE_EXPERT_WORKER_STORE_H
 #define MOE_EXPERT_WORKER_STORE_H
@@ -46,6 +47,7 @@ typedef struct store_growth {
     uint64_t memory_bytes; /* of all slots; 0 = unlimited */
     uint64_t bytes_per_s;  /* of weights; 0 = unlimited */
     pool *pool;
+    weight_source source;       /* beside cache and checkpoint, or {0} */
     const _Atomic bool *cancel; /* or NULL */
 } store_growth;
 
@@ -66,6 +68,10 @@ void expert_store_release(expert_store *s, const uint32_t *experts, uint32_t cou
 /* Of an expert's packed weights, equal on all workers that host it in the same numeric class; false
  * if it is not hosted. */
 bool expert_store_hash(const expert_store *s, uint32_t id, uint64_t *hash);
+
+/* Copy a part of an expert's packed weights for another worker; false if it is not hosted, or there
+ * is no such part.  Never waits for the compute thread, nor it for this. */
+bool expert_store_read(expert_store *s, uint32_t id, uint64_t offset, size_t bytes, void *out);
 
 /* The slot of an expert, 64-byte aligned (expert_layout); NULL if it is not hosted. */
 const char *expert_store_slot(const expert_store *s, uint32_t layer, uint32_t expert);

@@ -29,6 +29,8 @@ enum {
     COUNT_FAILED,
     COUNT_EXPERTS,
     COUNT_BYTES,
+    COUNT_PEER_BYTES,
+    COUNT_PEER_FAILURES,
     COUNT_SECONDS,
     COUNT_REPAIRS,
     COUNT_RECOVERY,
@@ -46,6 +48,10 @@ static const char *const count_names[COUNTS][2] = {
     [COUNT_FAILED] = {"conclave:placements_failed_total", "Placements not carried out to the end"},
     [COUNT_EXPERTS] = {"conclave:experts_moved_total", "Experts loaded while serving"},
     [COUNT_BYTES] = {"conclave:experts_moved_bytes_total", "Their packed weights"},
+    [COUNT_PEER_BYTES] = {"conclave:experts_moved_peer_bytes_total",
+                          "Of them, copied from other workers; the rest came from files"},
+    [COUNT_PEER_FAILURES] = {"conclave:expert_peer_failures_total",
+                             "Experts that a worker was to give and that came from files"},
     [COUNT_SECONDS] = {"conclave:experts_move_seconds_total", "Time in which experts moved"},
     [COUNT_REPAIRS] = {"conclave:repairs_total",
                        "Times that experts were without a host, and over"},
@@ -80,6 +86,8 @@ read_counts(const Conclave__RouterStats *s, double *now)
     now[COUNT_FAILED] = (double)b->failed;
     now[COUNT_EXPERTS] = (double)b->experts_moved;
     now[COUNT_BYTES] = (double)b->bytes_moved;
+    now[COUNT_PEER_BYTES] = (double)b->peer_bytes_moved;
+    now[COUNT_PEER_FAILURES] = (double)b->peer_failures;
     now[COUNT_SECONDS] = (double)b->move_ns / NS_PER_S_F;
     now[COUNT_REPAIRS] = (double)b->repairs;
     now[COUNT_RECOVERY] = (double)b->recovery_ns / NS_PER_S_F;

@@ -1,5 +1,6 @@
 #include "model/weight_load.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,15 +54,53 @@ clear_whole(const weight_load *load, bool *done)
     }
 }
 
+/* Those that are not done. */
 static moe_err
 read_cache(const weight_load *load, packed_cache *cache, bool *done, errbuf *eb)
 {
     if (cache == NULL || (load->whole && !holds_all(load, cache))) return MOE_OK;
-    const moe_err err =
-        packed_cache_read(cache, load->slots, load->count, done, load->pool, load->cancel, eb);
+    packed_slot *left = malloc((load->count + 1u) * sizeof *left);
+    bool *read = malloc(load->count + 1u);
+    uint32_t count = 0;
+    moe_err err = left == NULL || read == NULL ? err_set(eb, MOE_ENOMEM, "out of memory") : MOE_OK;
+    for (uint32_t i = 0; i < load->count && !err; i++) {
+        if (!done[i]) left[count++] = load->slots[i];
+    }
+    if (!err) err = packed_cache_read(cache, left, count, read, load->pool, load->cancel, eb);
+    for (uint32_t i = 0, k = 0; i < load->count && !err; i++) {
+        if (!done[i]) done[i] = read[k++];
+    }
     if (!err && load->whole && count_true(done, load->count) != load->count)
         clear_whole(load, done);
+    free(left);
+    free(read);
     return err;
+}
+
+/* How many slots came from where, in the order in which places are asked. */
+typedef struct origins {
+    uint32_t cached, copied;
+} origins;
+
+static void
+ask_source(const weight_load *load, bool *done, origins *from)
+{
+    const uint32_t before = count_true(done, load->count);
+    if (load->source.fill == NULL || before == load->count) return;
+    load->source.fill(load->source.arg, load->slots, load->count, done);
+    from->copied = count_true(done, load->count) - before;
+}
+
+static moe_err
+take_packed(const weight_load *load, packed_cache *cache, bool *done, origins *from, errbuf *eb)
+{
+    if (load->source.first) ask_source(load, done, from);
+    const uint32_t before = count_true(done, load->count);
+    const moe_err err = read_cache(load, cache, done, eb);
+    if (err) return err;
+    from->cached = count_true(done, load->count) - before;
+    if (!load->source.first) ask_source(load, done, from);
+    return MOE_OK;
 }
 
 static moe_err
@@ -77,16 +116,23 @@ pack_rest(const weight_load *load, const bool *done, uint64_t *source_bytes, err
 }
 
 static void
-report(const weight_load *load, uint32_t cached, uint64_t source_bytes, uint64_t ns)
+report(const weight_load *load, const origins *o, uint64_t source_bytes, uint64_t ns)
 {
-    const uint64_t read = cached * load->key.slot_bytes + source_bytes;
-    const char *from = cached == 0             ? "checkpoint"
-                       : cached == load->count ? "cache"
-                                               : "cache+checkpoint";
+    const uint64_t read = (o->cached + o->copied) * load->key.slot_bytes + source_bytes;
+    const bool packed = load->count == 0 || o->cached + o->copied != load->count;
+    const char *const names[] = {o->cached != 0 ? "cache" : NULL, o->copied != 0 ? "peer" : NULL,
+                                 packed ? "checkpoint" : NULL};
+    char from[32];
+    int len = 0;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (names[i] != NULL)
+            len += snprintf(from + len, sizeof from - (size_t)len, "%s%s", len == 0 ? "" : "+",
+                            names[i]);
+    }
     LOG_INFO("weights",
-             "%s loaded from=%s slots=%u cached_slots=%u bytes=%llu read_bytes=%llu load_ms=%llu "
-             "read_gb_per_s=%.2f",
-             load->what, from, load->count, cached,
+             "%s loaded from=%s slots=%u cached_slots=%u peer_slots=%u bytes=%llu read_bytes=%llu "
+             "load_ms=%llu read_gb_per_s=%.2f",
+             load->what, from, load->count, o->cached, o->copied,
              (unsigned long long)(load->count * load->key.slot_bytes), (unsigned long long)read,
              (unsigned long long)(ns / NS_PER_MS), ns == 0 ? 0.0 : (double)read / (double)ns);
 }
@@ -114,15 +160,16 @@ weight_load_run(const weight_load *load, packed_fill **fill, errbuf *eb)
     if (done == NULL) return err_set(eb, MOE_ENOMEM, "no memory to load %u slots", load->count);
     packed_cache *cache = open_cache(load);
     uint64_t source_bytes = 0;
-    moe_err err = read_cache(load, cache, done, eb);
-    const uint32_t cached = count_true(done, load->count);
-    if (!err && cached != load->count) err = pack_rest(load, done, &source_bytes, eb);
+    origins from = {0};
+    moe_err err = take_packed(load, cache, done, &from, eb);
+    if (!err && from.cached + from.copied != load->count)
+        err = pack_rest(load, done, &source_bytes, eb);
     free(done);
     if (err) {
         packed_cache_close(cache);
         return err;
     }
-    report(load, cached, source_bytes, clock_now_ns() - start);
-    *fill = start_fill(load, cache, cached);
+    report(load, &from, source_bytes, clock_now_ns() - start);
+    *fill = start_fill(load, cache, from.cached);
     return MOE_OK;
 }

@@ -1,8 +1,8 @@
 /* weight_load: fill memory with packed weights from where they come fastest.
  *
- * From the packed-weights cache if there is one; what it does not have, from the checkpoint, packed
- * by all threads; and what was packed is written to the cache in the background.  The log says how
- * much came from where, and how fast.
+ * From the packed-weights cache if there is one; what it does not have, from another source if the
+ * caller has one; the rest from the checkpoint, packed by all threads.  What did not come from the
+ * cache is written to it in the background.  The log says how much came from where, and how fast.
  *
  * Threads: one at a time; run() uses the pool.
  */
@@ -19,6 +19,15 @@ typedef struct weight_cache {
     uint64_t fingerprint;
 } weight_cache;
 
+/* Another place where packed slots are, such as a worker that hosts them. */
+typedef struct weight_source {
+    /* Fill those of slots [count] that are not done, as far as it can, and set done for them; the
+     * bytes of the others are zero afterwards.  It knows by itself when to give up. */
+    void (*fill)(void *arg, const packed_slot *slots, uint32_t count, bool *done);
+    void *arg;
+    bool first; /* ask it before the cache, not after it */
+} weight_source;
+
 /* Add what the slots that are not done need to a new plan.  done [count], NULL = nothing is done.
  */
 typedef moe_err weight_plan_fn(void *arg, pack_plan **out, const bool *done, errbuf *eb);
@@ -33,6 +42,7 @@ typedef struct weight_load {
     /* The slots are pieces of one whole, which is packed at once: unless the cache has them all,
      * all are packed.  Bytes that packing does not write must be zero before run(). */
     bool whole;
+    weight_source source; /* without fill: none.  Not with `whole` */
     weight_plan_fn *plan;
     void *arg;
     pool *pool;

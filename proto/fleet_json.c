@@ -95,6 +95,8 @@ add_balance(cJSON *root, const Conclave__BalanceStats *b)
     add_count(o, "failed", b->failed);
     add_count(o, "experts_moved", b->experts_moved);
     add_count(o, "bytes_moved", b->bytes_moved);
+    add_count(o, "peer_bytes_moved", b->peer_bytes_moved);
+    add_count(o, "peer_failures", b->peer_failures);
     add_seconds(o, "move_seconds", b->move_ns);
     add_count(o, "repairs", b->repairs);
     add_seconds(o, "last_recovery_seconds", b->last_recovery_ns);

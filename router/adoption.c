@@ -5,6 +5,7 @@
 
 #include "common/futex.h"
 #include "common/log.h"
+#include "router/capacity.h"
 #include "router/eplb_policy.h"
 #include "router/membership_impl.h"
 
@@ -76,18 +77,19 @@ adoption_fini(membership *m)
     free(m->hosted);
 }
 
-static uint32_t
-capacity_of(const membership *m, const worker *w)
-{
-    return eplb_capacity(w->memory_bytes, m->config.expert_bytes, m->config.limits.num_layers,
-                         m->config.limits.num_experts);
-}
-
+/* Slots of those workers that are usable; returns the bytes that are missing for one
+ * copy of every expert. */
 static uint64_t
-shortfall_of(const membership *m, const uint32_t *capacities)
+count_capacities(const membership *m, const bool *usable, uint32_t *capacities)
 {
-    return eplb_shortfall_bytes(capacities, m->worker_end, m->config.expert_bytes,
-                                m->config.limits.num_layers, m->config.limits.num_experts);
+    uint64_t memory[WORKER_MAX];
+    for (uint32_t w = 0; w < m->worker_end; w++)
+        memory[w] = m->workers[w].memory_bytes;
+    const capacity_rule rule = {.expert_bytes = m->config.expert_bytes,
+                                .num_layers = m->config.limits.num_layers,
+                                .num_experts = m->config.limits.num_experts,
+                                .spare_slots = m->config.spare_slots};
+    return capacity_fill(&rule, m->worker_end, memory, usable, capacities);
 }
 
 moe_err
@@ -96,9 +98,10 @@ adoption_start_locked(membership *m, errbuf *eb)
     uint32_t capacities[WORKER_MAX];
     placement *home;
     if (m->placed || m->config.mode != WIRE_EP) return MOE_OK;
+    bool usable[WORKER_MAX];
     for (uint32_t w = 0; w < m->worker_end; w++)
-        capacities[w] = m->workers[w].state == REGISTERED ? capacity_of(m, &m->workers[w]) : 0;
-    m->shortfall = shortfall_of(m, capacities);
+        usable[w] = m->workers[w].state == REGISTERED;
+    m->shortfall = count_capacities(m, usable, capacities);
     moe_err err = place_linear(m, capacities, m->worker_end, &home, eb);
     if (!err) err = set_home(m, home, eb);
     m->placed = err == MOE_OK;
@@ -106,15 +109,6 @@ adoption_start_locked(membership *m, errbuf *eb)
 }
 
 /* ---- who takes part ---- */
-
-static bool
-all_ready(const membership *m)
-{
-    for (uint32_t id = 0; id < m->config.worker_count; id++) {
-        if (!is_ready_locked(m, id)) return false;
-    }
-    return true;
-}
 
 bool
 adoption_takes_rows_locked(const membership *m, uint32_t id)
@@ -132,7 +126,7 @@ serves(const membership *m, uint32_t w, uint32_t layer, uint32_t expert)
 bool
 adoption_is_covered_locked(const membership *m, there_fn *there)
 {
-    if (m->home == NULL) return all_ready(m);
+    if (m->home == NULL) return slices_covered_locked(m);
     for (uint32_t l = 0; l < m->home->num_layers; l++) {
         for (uint32_t e = 0; e < m->home->num_experts; e++) {
             uint32_t count, i = 0;
@@ -201,8 +195,10 @@ swap(placement **a, placement **b)
 void
 adoption_renew_locked(membership *m)
 {
-    bool changed = false;
-    if (m->in_step || !m->started) return;
+    if (m->in_step) return;
+    bool changed = m->config.mode == WIRE_TP && slices_renew_locked(m);
+    if (m->config.mode == WIRE_TP && !m->started) m->started = slices_covered_locked(m);
+    if (!m->started) return;
     if (m->next != NULL && !m->adopted && is_there(m, m->next)) {
         swap(&m->home, &m->next);
         swap(&m->fitted, &m->next_fitted);
@@ -288,28 +284,42 @@ membership_follow(membership *m, uint64_t epoch, uint64_t fleet_version, placeme
                   errbuf *eb)
 {
     placement *fitted = NULL;
-    moe_err err = next != NULL ? placement_clone(&fitted, next, eb) : MOE_OK;
+    const moe_err err = placement_clone(&fitted, next, eb);
     if (err) {
         placement_free(next);
         return err;
     }
     pthread_mutex_lock(&m->lock);
-    if (next == NULL) {
-        m->epoch = epoch;
-        m->fleet_version = fleet_version;
-    } else {
-        host_what_it_names(m, next);
-        m->started = m->started || is_there(m, next);
-        swap(&m->next, &next); /* what was there is not used by any step, adopted or not */
-        swap(&m->next_fitted, &fitted);
-        m->next_epoch = epoch;
-        m->next_version = fleet_version;
-        m->adopted = false;
-        adoption_renew_locked(m);
-    }
+    host_what_it_names(m, next);
+    m->started = m->started || is_there(m, next);
+    swap(&m->next, &next); /* what was there is not used by any step, adopted or not */
+    swap(&m->next_fitted, &fitted);
+    m->next_epoch = epoch;
+    m->next_version = fleet_version;
+    m->adopted = false;
+    adoption_renew_locked(m);
     pthread_mutex_unlock(&m->lock);
     placement_free(next);
     placement_free(fitted);
+    return MOE_OK;
+}
+
+moe_err
+membership_follow_slices(membership *m, uint64_t epoch, uint64_t fleet_version,
+                         const uint32_t *owners, size_t count, errbuf *eb)
+{
+    if (count != m->config.worker_count)
+        return err_set(eb, MOE_EINVAL, "%zu slices, not %u", count, m->config.worker_count);
+    for (size_t r = 0; r < count; r++) {
+        if (owners[r] > WORKER_MAX)
+            return err_set(eb, MOE_EINVAL, "slice %zu is with worker %u", r, owners[r] - 1);
+    }
+    pthread_mutex_lock(&m->lock);
+    memcpy(m->told_owners, owners, count * sizeof *owners);
+    m->next_epoch = epoch;
+    m->next_version = fleet_version;
+    adoption_renew_locked(m);
+    pthread_mutex_unlock(&m->lock);
     return MOE_OK;
 }
 
@@ -366,22 +376,21 @@ moe_err
 membership_drain(membership *m, const uint32_t *ids, size_t count, errbuf *eb)
 {
     uint32_t capacities[WORKER_MAX] = {0};
+    bool usable[WORKER_MAX];
     moe_err err = MOE_OK;
     if (m->config.mode != WIRE_EP)
         return err_set(eb, MOE_EUNSUPPORTED,
                        "with --parallelism tp every worker has a slice of all experts");
     pthread_mutex_lock(&m->lock);
-    for (uint32_t w = 0; w < m->worker_end; w++) {
-        if (is_ready_locked(m, w) && !m->workers[w].draining)
-            capacities[w] = capacity_of(m, &m->workers[w]);
-    }
+    for (uint32_t w = 0; w < m->worker_end; w++)
+        usable[w] = is_ready_locked(m, w) && !m->workers[w].draining;
     for (size_t i = 0; i < count && !err; i++) {
         if (ids[i] >= m->worker_end || m->workers[ids[i]].state == ABSENT)
             err = err_set(eb, MOE_ENOTFOUND, "there is no worker %u", ids[i]);
         else
-            capacities[ids[i]] = 0;
+            usable[ids[i]] = false;
     }
-    const uint64_t missing = err ? 0 : shortfall_of(m, capacities);
+    const uint64_t missing = err ? 0 : count_capacities(m, usable, capacities);
     bool any = false;
     for (uint32_t w = 0; w < m->worker_end; w++)
         any = any || capacities[w] != 0;

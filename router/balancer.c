@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/futex.h"
 #include "common/log.h"
+#include "router/capacity.h"
 #include "router/routing_stats.h"
 #include "router/worker_speed.h"
 
@@ -69,16 +70,19 @@ static moe_err
 count_slots(balancer *b, eplb_policy policy, uint32_t *slot_counts, errbuf *eb)
 {
     uint32_t capacities[WORKER_MAX];
+    uint64_t memory[WORKER_MAX];
+    bool usable[WORKER_MAX];
     const balancer_config *c = &b->config;
+    const capacity_rule rule = {.expert_bytes = c->expert_bytes,
+                                .num_layers = c->num_layers,
+                                .num_experts = c->num_experts,
+                                .spare_slots = c->spare_slots};
     for (uint32_t w = 0; w < b->view.worker_end; w++) {
-        const member *m = &b->view.members[w];
-        capacities[w] = is_usable(m) ? eplb_capacity(m->memory_bytes, c->expert_bytes,
-                                                     c->num_layers, c->num_experts)
-                                     : 0;
+        memory[w] = b->view.members[w].memory_bytes;
+        usable[w] = is_usable(&b->view.members[w]);
     }
     membership_set_shortfall(c->membership,
-                             eplb_shortfall_bytes(capacities, b->view.worker_end, c->expert_bytes,
-                                                  c->num_layers, c->num_experts));
+                             capacity_fill(&rule, b->view.worker_end, memory, usable, capacities));
     return eplb_slot_counts(policy, b->config.num_layers, b->config.num_experts,
                             b->config.balance.num_redundant_experts, b->view.worker_end, capacities,
                             (double)b->config.expert_bytes, slot_counts, eb);
@@ -195,6 +199,8 @@ carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
     pthread_mutex_lock(&b->lock);
     b->report.experts_moved += moved.experts;
     b->report.bytes_moved += moved.bytes;
+    b->report.peer_bytes_moved += moved.peer_bytes;
+    b->report.peer_failures += moved.peer_failures;
     b->report.move_ns += moved.ns;
     if (err) {
         b->report.failed++;
@@ -210,8 +216,10 @@ carry_out(balancer *b, const eplb_outcome *o, uint64_t bytes_per_s, bool repair)
     else
         LOG_INFO(
             "eplb",
-            "placement adopted experts_moved=%llu bytes=%llu stages=%u ms=%llu step_waits=%llu",
-            (unsigned long long)moved.experts, (unsigned long long)moved.bytes, moved.stages,
+            "placement adopted experts_moved=%llu bytes=%llu peer_bytes=%llu stages=%u ms=%llu "
+            "step_waits=%llu",
+            (unsigned long long)moved.experts, (unsigned long long)moved.bytes,
+            (unsigned long long)moved.peer_bytes, moved.stages,
             (unsigned long long)(moved.ns / NS_PER_MS),
             (unsigned long long)membership_step_waits(b->config.membership));
     return err;

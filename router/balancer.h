@@ -38,8 +38,9 @@ typedef struct balancer_config {
     bool enabled; /* --eplb on */
     eplb_policy policy;
     eplb_config balance;
-    uint32_t return_ms; /* how long a lost worker whose experts all have replicas may take to come
-                           back before they get new ones; 0 = BALANCER_RETURN_MS */
+    uint32_t return_ms;   /* how long a lost worker whose experts all have replicas may take to come
+                             back before they get new ones; 0 = BALANCER_RETURN_MS */
+    uint32_t spare_slots; /* room that placements leave on each worker, in experts */
     uint64_t move_bytes_per_s; /* for moves that are not urgent; 0 = unlimited */
 } balancer_config;
 
@@ -60,7 +61,9 @@ typedef struct balancer_report {
     uint64_t verdicts[EPLB_VERDICTS + 1];
     uint64_t adopted, refused, failed;
     uint64_t experts_moved, bytes_moved, move_ns;
-    uint64_t repairs; /* times that experts were without a host, and over */
+    uint64_t peer_bytes_moved; /* of bytes_moved: copied from other workers, not read from files */
+    uint64_t peer_failures;    /* experts that were to be copied and came from files after all */
+    uint64_t repairs;          /* times that experts were without a host, and over */
     uint64_t last_recovery_ns, recovery_ns_max, recovery_ns; /* from the loss until all were
                                                                 hosted; the last is their sum */
     uint64_t adopted_ns; /* when a placement was last adopted; clock_now_ns() time; 0: never */

@@ -29,36 +29,52 @@ call_is_vain(void *arg)
     return vain;
 }
 
+/* With tensor parallelism all of them, if the worker is to have a slice at all. */
+static size_t
+list_experts(bring_up_call *call, bool any_slice)
+{
+    const membership *m = call->m;
+    const uint32_t experts = m->config.limits.num_experts;
+    size_t count = 0;
+    for (uint32_t i = 0; i < m->id_count; i++) {
+        const bool has = m->config.mode == WIRE_TP
+                             ? any_slice
+                             : placement_is_host(m->home, i / experts, i % experts, call->id);
+        if (has) call->experts[count++] = i;
+    }
+    return count;
+}
+
 static void
 begin_load(bring_up_call *call)
 {
     membership *m = call->m;
-    const uint32_t id = call->id;
     const exchange_limits *l = &m->config.limits;
     Conclave__LoadRequest load = CONCLAVE__LOAD_REQUEST__INIT;
     const bool tp = m->config.mode == WIRE_TP;
-    size_t count = 0;
+    uint32_t slices[WORKER_MAX] = {0}, slice_count = 1;
     call->experts = malloc((m->id_count + 1) * sizeof *call->experts);
     if (call->experts == NULL) {
         call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
         return;
     }
     pthread_mutex_lock(&m->lock);
-    for (uint32_t i = 0; i < m->id_count; i++) {
-        if (tp || placement_is_host(m->home, i / l->num_experts, i % l->num_experts, id))
-            call->experts[count++] = i;
-    }
+    if (tp) slice_count = slices_list_locked(m, call->id, slices);
+    const size_t count = list_experts(call, slice_count != 0);
     /* It is served from a later one on; but other routers may still use what an earlier life of
      * this one has placed. */
-    load.epoch = m->config.shared ? 1 : m->epoch + 1;
+    load.epoch = m->config.shared ? 1 : m->epoch + !call->serving;
     pthread_mutex_unlock(&m->lock);
-    load.tp_rank = tp ? id : 0;
+    call->worker.experts_hosted = (uint32_t)count;
+    call->worker.bytes_hosted = 0;
+    if (slice_count == 0) return; /* a spare */
+    load.n_tp_slices = slice_count;
+    load.tp_slices = slices;
     load.tp_ranks = tp ? m->config.worker_count : 1;
     load.row_max = l->token_max * l->top_k;
     load.keep = !tp;
     load.n_experts = count;
     load.experts = call->experts;
-    call->worker.experts_hosted = (uint32_t)count;
     call->load =
         rpc_call_begin(call->client, METHOD_LOAD, &load.base, m->config.load_timeout_ms, NULL);
     if (call->load == NULL) call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
@@ -92,12 +108,12 @@ end_load(bring_up_call *call)
     rpc_response_free(response);
 }
 
+/* A link with this index of the router end, for this slice. */
 static moe_err
-make_link(bring_up_call *call, errbuf *eb)
+make_link(bring_up_call *call, uint32_t id, uint32_t part, errbuf *eb)
 {
     membership *m = call->m;
     const worker *w = &call->worker;
-    const uint32_t id = call->id;
     attach_offer offer;
     moe_err err =
         router_end_prepare(m->config.router_end, id, w->incarnation, w->backend, &offer, eb);
@@ -117,6 +133,7 @@ make_link(bring_up_call *call, errbuf *eb)
     request.top_k = offer.limits.top_k;
     request.hidden = offer.limits.hidden;
     request.dtype = (char *)(uintptr_t)dtype_name(offer.limits.dtype);
+    request.tp_slice = part;
 
     ProtobufCMessage *response;
     /* A follower finds out by itself who is out of reach; others wait meanwhile. */
@@ -138,6 +155,32 @@ make_link(bring_up_call *call, errbuf *eb)
     return err;
 }
 
+/* Links for the slices that it is to take over.  No step uses them yet. */
+static moe_err
+link_slices(bring_up_call *call, errbuf *eb)
+{
+    membership *m = call->m;
+    moe_err err = MOE_OK;
+    for (uint32_t r = 0; r < m->config.worker_count && !err; r++) {
+        slice *s = &m->slices[r];
+        uint32_t link;
+        pthread_mutex_lock(&m->lock);
+        const bool wanted = s->next.set && !s->next_linked && s->next.worker == call->id &&
+                            s->next.incarnation == call->worker.incarnation;
+        const bool room = wanted && slices_take_link_locked(m, &link);
+        pthread_mutex_unlock(&m->lock);
+        if (!wanted) continue;
+        err = room ? make_link(call, link, r, eb)
+                   : err_set(eb, MOE_EBUSY, "all %d links are in use", WORKER_MAX);
+        pthread_mutex_lock(&m->lock);
+        s->next.link = link;
+        s->next_linked = !err;
+        if (err && room) slices_retire_link_locked(m, link);
+        pthread_mutex_unlock(&m->lock);
+    }
+    return err;
+}
+
 static void
 begin_bring_up(membership *m, uint32_t id)
 {
@@ -145,7 +188,8 @@ begin_bring_up(membership *m, uint32_t id)
     *call = (bring_up_call){.m = m, .id = id};
     pthread_mutex_lock(&m->lock);
     call->worker = m->workers[id];
-    m->workers[id].state = LOADING;
+    call->serving = call->worker.state == READY;
+    if (!call->serving) m->workers[id].state = LOADING;
     pthread_mutex_unlock(&m->lock);
     call->err = rpc_client_open(&call->client,
                                 &(rpc_client_options){.url = call->worker.control_url,
@@ -157,31 +201,55 @@ begin_bring_up(membership *m, uint32_t id)
 }
 
 static void
+link_worker(bring_up_call *call)
+{
+    membership *m = call->m;
+    const uint32_t id = call->id;
+    membership_wait_for_step(m);
+    if (call->worker.linked) router_end_drop(m->config.router_end, id);
+    call->worker.linked = false;
+    if (call->err) return;
+    call->err = make_link(call, id, 0, &call->eb);
+    call->worker.linked = call->err == MOE_OK;
+    if (call->err) router_end_drop(m->config.router_end, id);
+}
+
+/* What it hosts now; or it is lost: its next heartbeat makes it register again.  One that serves
+ * stays, without what it could not take over. */
+static void
+note_outcome_locked(bring_up_call *call, worker *w)
+{
+    membership *m = call->m;
+    if (call->err) {
+        if (m->config.mode == WIRE_TP) slices_failed_locked(m, call->id);
+        if (!call->serving) w->state = LOST;
+        return;
+    }
+    w->state = READY;
+    w->bytes_hosted = call->worker.bytes_hosted;
+    w->experts_hosted = call->worker.experts_hosted;
+    for (uint32_t i = 0; i < w->experts_hosted && call->experts != NULL && m->hosted != NULL; i++)
+        hosted_locked(m, call->id)[call->experts[i]] = true;
+}
+
+static void
 end_bring_up(membership *m, uint32_t id)
 {
     bring_up_call *call = &m->calls[id];
     end_load(call);
-    membership_wait_for_step(m);
-    if (call->worker.linked) router_end_drop(m->config.router_end, id);
-    bool linked = false;
-    if (!call->err) {
-        call->err = make_link(call, &call->eb);
-        linked = call->err == MOE_OK;
-        if (!linked) router_end_drop(m->config.router_end, id);
-    }
+    if (m->config.mode != WIRE_TP)
+        link_worker(call);
+    else if (!call->err)
+        call->err = link_slices(call, &call->eb);
 
     rpc_client *unused = call->client;
     pthread_mutex_lock(&m->lock);
     worker *w = &m->workers[id];
-    w->linked = linked;
-    if (w->incarnation == call->worker.incarnation && w->state == LOADING) {
-        w->state = call->err ? LOST : READY; /* LOST: its next heartbeat makes it register again */
-        w->bytes_hosted = call->worker.bytes_hosted;
-        w->experts_hosted = call->worker.experts_hosted;
-        for (uint32_t i = 0;
-             i < w->experts_hosted && call->experts != NULL && m->hosted != NULL && !call->err; i++)
-            hosted_locked(m, id)[call->experts[i]] = true;
-        if (!call->err) {
+    w->linked = call->worker.linked;
+    if (w->incarnation == call->worker.incarnation &&
+        w->state == (call->serving ? READY : LOADING)) {
+        note_outcome_locked(call, w);
+        if (!call->err && !call->serving) {
             liveness_forget_locked(w);
             unused = w->watch;
             w->watch = call->client;
@@ -194,18 +262,28 @@ end_bring_up(membership *m, uint32_t id)
     if (call->err)
         LOG_ERROR("membership", "worker %u could not be brought up: %s", id, call->eb.text);
     else
-        LOG_INFO("membership", "worker ready worker=%u backend=%s experts=%u", id,
-                 call->worker.backend == EXCHANGE_SHM ? "shm" : "nng", call->worker.experts_hosted);
+        LOG_INFO("membership", "worker ready worker=%u backend=%s experts=%u bytes=%llu", id,
+                 call->worker.backend == EXCHANGE_SHM ? "shm" : "nng", call->worker.experts_hosted,
+                 (unsigned long long)call->worker.bytes_hosted);
 }
 
-/* Everything that registered workers need before steps may use them; they load side by side. */
+void
+bring_up_trim(membership *m, uint32_t id)
+{
+    begin_bring_up(m, id);
+    end_bring_up(m, id);
+}
+
+/* Everything that registered workers need before steps may use them, and what those are to take
+ * over that serve; they load side by side. */
 void
 bring_up_registered(membership *m)
 {
     bool begun[WORKER_MAX] = {false};
     for (uint32_t id = 0; id < WORKER_MAX && !atomic_load(&m->stopping); id++) {
         pthread_mutex_lock(&m->lock);
-        begun[id] = m->workers[id].state == REGISTERED;
+        begun[id] = m->config.mode == WIRE_TP ? slices_concern_locked(m, id)
+                                              : m->workers[id].state == REGISTERED;
         pthread_mutex_unlock(&m->lock);
         if (begun[id]) begin_bring_up(m, id);
     }

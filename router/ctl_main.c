@@ -73,10 +73,11 @@ print_text(const Conclave__RouterStats *s)
     const Conclave__BalanceStats *b = s->balance;
     if (b == NULL) return;
     printf("eplb %s (%s): balancedness %.3f; %" PRIu64 " decisions, %" PRIu64 " adopted, %" PRIu64
-           " refused, %" PRIu64 " failed; %" PRIu64 " experts (%.1f MB) moved in %.2f s\n",
+           " refused, %" PRIu64 " failed; %" PRIu64 " experts (%.1f MB, %.1f MB of them from other "
+           "workers) moved in %.2f s\n",
            b->enabled ? "on" : "off", b->policy, b->balancedness, b->decisions, b->adopted,
            b->refused, b->failed, b->experts_moved, (double)b->bytes_moved / 1e6,
-           (double)b->move_ns / NS_PER_S_F);
+           (double)b->peer_bytes_moved / 1e6, (double)b->move_ns / NS_PER_S_F);
     if (b->any)
         printf("last decision %.1f s ago: %s: %s\n", (double)b->last_age_ns / NS_PER_S_F,
                b->last_verdict, b->last_text);

@@ -5,6 +5,12 @@
 #include "exchange/message_trace.h"
 #include "router/transformer_impl.h"
 
+static uint32_t
+link_of(const expert_fleet *fleet, uint32_t worker)
+{
+    return fleet->links != NULL ? fleet->links[worker] : worker;
+}
+
 /* Which worker gets which rows: with EP, of an expert's replicas those that make all workers finish
  * together. */
 static moe_err
@@ -50,9 +56,9 @@ expert_dispatch(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t
             message_trace(tf->phases, TRACE_DISPATCH_SENT, &sent, worker,
                           exchange_row_bytes(&limits), clock_now_ns());
         }
-        err = router_end_post(fleet->exchange, worker, &hdr, &list);
+        err = router_end_post(fleet->exchange, link_of(fleet, worker), &hdr, &list);
         if (err) {
-            *lost = worker;
+            *lost = link_of(fleet, worker);
             return err_set(eb, err, "worker %u: can't send layer %u (%s)", worker, mb->layer,
                            moe_err_name(err));
         }
@@ -116,7 +122,7 @@ combine_ep_item(void *arg, uint32_t item, uint32_t thread)
     }
 }
 
-/* TP: x += the workers' partial rows, added in rank order. */
+/* TP: x += the slices' partial rows, added in their order, whoever has them. */
 static void
 combine_tp_item(void *arg, uint32_t item, uint32_t thread)
 {
@@ -131,8 +137,9 @@ combine_tp_item(void *arg, uint32_t item, uint32_t thread)
     for (uint32_t t = begin; t < end; t++) {
         float *sum = tf->proj + t * tf->hidden_stride;
         for (uint32_t w = 0; w < fleet->worker_count; w++) {
-            const float *part = router_end_result(fleet->exchange, w, tf->job.micro_batch) +
-                                (t - mb->first) * stride;
+            const float *part =
+                router_end_result(fleet->exchange, link_of(fleet, w), tf->job.micro_batch) +
+                (t - mb->first) * stride;
             if (w == 0)
                 memcpy(sum, part, h * sizeof *sum);
             else
@@ -165,8 +172,9 @@ trace_results(transformer *tf, const expert_fleet *fleet, uint32_t m, uint64_t n
     const exchange_limits limits = transformer_exchange_limits(tf);
     for (uint32_t worker = 0; worker < fleet->worker_count; worker++) {
         const dispatch_list list = dispatch_plan_list(tf->batches[m].plan, worker);
-        const wire_hdr *h =
-            list.row_count ? router_end_result_hdr(fleet->exchange, worker, m) : NULL;
+        const wire_hdr *h = list.row_count
+                                ? router_end_result_hdr(fleet->exchange, link_of(fleet, worker), m)
+                                : NULL;
         if (h != NULL)
             message_trace(tf->phases, TRACE_RESULT_RECEIVED, h, worker,
                           exchange_result_stride(&limits) * sizeof(float), now);

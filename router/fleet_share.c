@@ -21,6 +21,17 @@ shared_slot_locked(const membership *m, uint32_t w, uint32_t l, uint32_t s)
     return m->hosted[w * m->id_count + id] ? e + 1 : 0;
 }
 
+/* Who serves a slice: worker + 1, or 0. */
+static uint32_t
+shared_owner_locked(const membership *m, uint32_t r)
+{
+    const slice_owner *home = &m->slices[r].home;
+    const worker *w = &m->workers[home->worker];
+    const bool serves =
+        home->set && !home->lost && w->state == READY && w->incarnation == home->incarnation;
+    return serves ? home->worker + 1 : 0;
+}
+
 /* One number for epoch and placement; never 0. */
 static uint64_t
 fleet_version_locked(const membership *m)
@@ -35,6 +46,8 @@ fleet_version_locked(const membership *m)
                 h = hash_combine(h, shared_slot_locked(m, w, l, s));
         }
     }
+    for (uint32_t r = 0; r < m->config.worker_count && m->config.mode == WIRE_TP; r++)
+        h = hash_combine(h, shared_owner_locked(m, r));
     return h | 1;
 }
 
@@ -128,6 +141,12 @@ fleet_on_request(membership *m, const Conclave__FleetRequest *q, fleet_answer **
     a->reply.fleet_version = fleet_version_locked(m);
     a->reply.epoch = m->epoch;
     fill_workers_locked(m, a);
+    if (m->config.mode == WIRE_TP) {
+        a->reply.n_slice_workers = m->config.worker_count;
+        a->reply.slice_workers = a->slice_workers;
+        for (uint32_t r = 0; r < m->config.worker_count; r++)
+            a->slice_workers[r] = shared_owner_locked(m, r);
+    }
     if (m->home != NULL && m->started && a->reply.fleet_version != q->fleet_version)
         err = fill_placement_locked(m, a, eb);
     pthread_mutex_unlock(&m->lock);
@@ -183,8 +202,8 @@ placement_answer_free(placement_answer *a)
     free(a);
 }
 
-static bool
-all_have_adopted(membership *m)
+bool
+fleet_has_adopted(membership *m)
 {
     bool all = true;
     pthread_mutex_lock(&m->lock);
@@ -205,7 +224,7 @@ fleet_wait_for_followers(membership *m, uint32_t timeout_ms)
     const uint64_t until = clock_now_ns() + timeout_ms * NS_PER_MS;
     for (;;) {
         const uint32_t seen = atomic_load(&m->left);
-        if (all_have_adopted(m)) return true;
+        if (fleet_has_adopted(m)) return true;
         if (atomic_load(&m->stopping) || clock_now_ns() >= until) return false;
         futex_sleep_change(&m->left, seen, clock_now_ns() + CALL_POLL_MS * NS_PER_MS);
     }

@@ -24,7 +24,7 @@ typedef struct fleet_answer {
     Conclave__FleetWorker *pointers[WORKER_MAX];
     Conclave__FleetWorker workers[WORKER_MAX];
     member members[WORKER_MAX]; /* what the texts are borrowed from */
-    uint32_t slot_counts[WORKER_MAX], speeds[WORKER_MAX];
+    uint32_t slot_counts[WORKER_MAX], speeds[WORKER_MAX], slice_workers[WORKER_MAX];
     uint32_t *slots; /* owned */
 } fleet_answer;
 
@@ -48,6 +48,8 @@ typedef struct placement_answer {
 moe_err fleet_tell_placement(membership *m, placement_answer **out, errbuf *eb);
 void placement_answer_free(placement_answer *a); /* accepts NULL */
 
+/* Has every follower that is alive adopted the present placement? */
+bool fleet_has_adopted(membership *m);
 /* Until every follower that is alive has adopted the present placement: true; or timeout_ms have
  * passed.  From the thread that moves experts. */
 bool fleet_wait_for_followers(membership *m, uint32_t timeout_ms);

@@ -105,12 +105,18 @@ static void
 adopt(follower *f, const Conclave__FleetReply *reply)
 {
     errbuf eb = {{0}};
-    placement *next;
-    moe_err err = follower_read_placement(reply, &f->config.limits, &next, &eb);
-    if (!err && next == NULL && f->config.mode != WIRE_TP) return; /* nothing new, or not yet */
-    if (!err)
-        err =
-            membership_follow(f->config.membership, reply->epoch, reply->fleet_version, next, &eb);
+    placement *next = NULL;
+    moe_err err;
+    if (f->config.mode == WIRE_TP) {
+        err = membership_follow_slices(f->config.membership, reply->epoch, reply->fleet_version,
+                                       reply->slice_workers, reply->n_slice_workers, &eb);
+    } else {
+        err = follower_read_placement(reply, &f->config.limits, &next, &eb);
+        if (!err && next == NULL) return; /* nothing new, or not yet */
+        if (!err)
+            err = membership_follow(f->config.membership, reply->epoch, reply->fleet_version, next,
+                                    &eb);
+    }
     if (err)
         LOG_WARN("follower", "the placement can't be used: %s", eb.text);
     else if (f->told != reply->fleet_version)

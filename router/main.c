@@ -56,7 +56,7 @@ typedef struct options {
         *routing_trace, *trace;
     int64_t router_id, routers, workers, num_redundant_experts, max_num_seqs,
         max_num_batched_tokens, max_model_len, num_kv_blocks, micro_batches, threads,
-        worker_timeout_ms, eplb_move_mbps;
+        worker_timeout_ms, eplb_move_mbps, spare_slots;
     bool eplb, profile, print_run_id;
     control_options control;
 } options;
@@ -137,6 +137,17 @@ expert_bytes(moe_dtype dtype, const model_config *model)
     expert_layout layout;
     expert_layout_init(&layout, dtype, model, 0, model->intermediate_size);
     return layout.slot_bytes;
+}
+
+/* Of the first, which is the largest: all experts of all layers. */
+static uint64_t
+slice_bytes(moe_dtype dtype, const model_config *model, int64_t slices)
+{
+    uint32_t begin, end;
+    expert_layout layout;
+    tp_slice(model->intermediate_size, 0, (uint32_t)slices, &begin, &end);
+    expert_layout_init(&layout, dtype, model, begin, end);
+    return (uint64_t)layout.slot_bytes * model->num_layers * model->num_experts;
 }
 
 static moe_err
@@ -239,6 +250,9 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                              .mode = tp ? WIRE_TP : WIRE_EP,
                              .num_redundant_experts = balance.num_redundant_experts,
                              .expert_bytes = expert_bytes(sizes.expert_dtype, model),
+                             .slice_bytes =
+                                 tp ? slice_bytes(sizes.expert_dtype, model, o->workers) : 0,
+                             .spare_slots = (uint32_t)o->spare_slots,
                              .exchange = choice,
                              .worker_timeout_ms = (uint32_t)o->worker_timeout_ms,
                              .load_timeout_ms = 3600 * 1000,
@@ -303,6 +317,7 @@ serve(const options *o, const run_dir *run, errbuf *eb)
                                .enabled = o->eplb,
                                .policy = policy,
                                .balance = balance,
+                               .spare_slots = (uint32_t)o->spare_slots,
                                .move_bytes_per_s = (uint64_t)o->eplb_move_mbps * 1000000},
             eb);
     if (err) goto done;
@@ -400,6 +415,10 @@ main(int argc, char **argv)
          NULL, "how a placement is found, and when it is adopted"},
         {"eplb-move-mbps", NULL, FLAG_INT, &o.eplb_move_mbps, "100", 0, 1000000, NULL, "MB/s",
          "what moves that are not urgent may read, all workers together; 0 = no limit"},
+        {"spare-slots", NULL, FLAG_INT, &o.spare_slots, "0", 0, PLACEMENT_EXPERT_MAX, NULL,
+         "experts",
+         "room that placements leave in each worker's --expert-memory, through which full workers "
+         "exchange experts"},
         {"routing-trace", NULL, FLAG_STRING, &o.routing_trace, "", 0, 0, NULL, NULL,
          "file to write each step's rows per layer and expert to, for conclave-eplb; empty = none"},
         {"num-redundant-experts", NULL, FLAG_INT, &o.num_redundant_experts, "-1", -1,

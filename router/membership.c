@@ -38,6 +38,7 @@ void
 membership_free(membership *m)
 {
     if (m == NULL) return;
+    slices_fini(m);
     for (uint32_t w = 0; w < m->worker_end; w++) {
         if (m->workers[w].linked) router_end_drop(m->config.router_end, w);
         liveness_forget_locked(&m->workers[w]); /* nobody else is here any more */
@@ -53,9 +54,8 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
 {
     char peer[32];
     snprintf(peer, sizeof peer, "worker %u", r->worker_id);
-    const uint32_t end = m->config.mode == WIRE_EP ? WORKER_MAX : m->config.worker_count;
-    if (r->worker_id >= end)
-        return err_set(eb, MOE_ERANGE, "%s: this cell has workers 0 to %u", peer, end - 1);
+    if (r->worker_id >= WORKER_MAX)
+        return err_set(eb, MOE_ERANGE, "%s: this cell has workers 0 to %u", peer, WORKER_MAX - 1);
     moe_err err = identity_check(m->config.identity, peer, r->version, r->model, r->numeric, eb);
     if (err) {
         LOG_WARN("membership", "refused: %s", eb->text);
@@ -78,6 +78,7 @@ membership_on_register(membership *m, const Conclave__RegisterRequest *r, errbuf
         err = err_set(eb, MOE_EBUSY, "%s (pid %u) is alive already", peer, w->pid);
     } else if (w->incarnation != r->incarnation || w->state == LOST || w->state == ABSENT) {
         if (w->linked) router_end_give_up(m->config.router_end, r->worker_id);
+        slices_give_up_locked(m, r->worker_id);
         if (m->worker_end <= r->worker_id) m->worker_end = r->worker_id + 1;
         w->state = REGISTERED;
         w->belongs = true;
@@ -158,6 +159,7 @@ lose(membership *m, uint32_t id, const char *why, uint64_t now)
     w->lost_ns = now;
     m->losses += !expected;
     if (w->linked) router_end_give_up(m->config.router_end, id);
+    slices_give_up_locked(m, id);
     futex_bump(&m->changes);
 }
 
@@ -185,7 +187,8 @@ membership_check(membership *m)
         if (id < m->config.worker_count && (w->state == ABSENT || w->state == LOST))
             any_missing = true;
     }
-    if (!m->started) {
+    const bool tp = m->config.mode == WIRE_TP;
+    if (!m->started && !tp) {
         m->started = true;
         for (uint32_t id = 0; id < m->config.worker_count; id++)
             m->started = m->started && is_ready_locked(m, id);
@@ -205,6 +208,9 @@ membership_check(membership *m)
 static void
 clear_remains(membership *m)
 {
+    const uint32_t trim = slices_surplus(m);
+    if (trim != WORKER_MAX) bring_up_trim(m, trim);
+    slices_clear(m);
     for (uint32_t id = 0; id < WORKER_MAX; id++) {
         pthread_mutex_lock(&m->lock);
         worker *w = &m->workers[id];
@@ -228,7 +234,8 @@ void
 membership_update(membership *m, uint32_t wait_ms)
 {
     const uint32_t seen = atomic_load(&m->bell);
-    if (membership_check(m)) {
+    const bool registered = membership_check(m);
+    if (m->config.mode == WIRE_TP ? slices_plan(m) : registered) {
         bring_up_registered(m);
         membership_check(m);
         futex_bump(&m->changes);
@@ -298,6 +305,7 @@ membership_enter(membership *m, expert_fleet *out)
                           .mode = m->config.mode,
                           .worker_count =
                               m->home != NULL ? m->home->worker_count : m->config.worker_count,
+                          .links = m->config.mode == WIRE_TP ? m->slice_links : NULL,
                           .placement = m->fitted,
                           .epoch = m->epoch,
                           .on_lost = on_lost,
@@ -318,13 +326,14 @@ membership_leave(membership *m)
 }
 
 void
-membership_lost(membership *m, uint32_t id)
+membership_lost(membership *m, uint32_t link)
 {
-    if (id >= WORKER_MAX) return;
+    if (link >= WORKER_MAX) return;
     pthread_mutex_lock(&m->lock);
-    forget_worker(m, id);
+    const uint32_t id = m->config.mode == WIRE_TP ? slices_owner_locked(m, link) : link;
+    if (id != WORKER_MAX) forget_worker(m, id);
     pthread_mutex_unlock(&m->lock);
-    router_end_give_up(m->config.router_end, id);
+    router_end_give_up(m->config.router_end, link);
     futex_bump(&m->bell);
 }
 

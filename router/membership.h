@@ -18,8 +18,12 @@
  * thread; what enter() gives is for the step thread, until leave(); the rest from any.  No step
  * waits for update() or propose(): they touch only links of workers that no step can use.
  *
+ * With tensor parallelism there is no placement: each worker has a slice of all experts, and what
+ * changes hands are slices (slices.c).
+ *
  * Files: membership.c who is there, and steps; liveness.c who is alive; bring_up.c what a worker
- * needs before steps may use it; adoption.c which placement steps use.
+ * needs before steps may use it; adoption.c which placement steps use; slices.c who has which
+ * slice.
  */
 #ifndef MOE_ROUTER_MEMBERSHIP_H
 #define MOE_ROUTER_MEMBERSHIP_H
@@ -39,11 +43,13 @@ typedef enum exchange_choice {
 } exchange_choice;
 
 typedef struct membership_config {
-    uint32_t worker_count; /* the cell begins when ids 0 .. worker_count-1 are there; WIRE_TP: there
-                              are no others */
+    uint32_t worker_count; /* the cell begins when ids 0 .. worker_count-1 are there; WIRE_TP: as
+                              many as that, and so many slices there are */
     enum wire_mode mode;
     uint32_t num_redundant_experts; /* WIRE_EP: slots of a layer beyond its experts */
     uint64_t expert_bytes;          /* of one expert's packed weights; 0: memory is not looked at */
+    uint64_t slice_bytes;           /* WIRE_TP: of the largest slice; 0: memory is not looked at */
+    uint32_t spare_slots; /* WIRE_EP: room that placements leave on each worker, experts */
     exchange_choice exchange;
     uint32_t worker_timeout_ms; /* without a heartbeat */
     uint32_t load_timeout_ms;
@@ -63,7 +69,7 @@ moe_err membership_create(membership **out, const membership_config *config, err
 void membership_free(membership *m); /* accepts NULL */
 
 /*   MOE_EMISMATCH  another model, version or numeric class
- *   MOE_ERANGE     worker_id is not below WORKER_MAX (WIRE_TP: worker_count)
+ *   MOE_ERANGE     worker_id is not below WORKER_MAX
  *   MOE_EINVAL     it does not say what it serves, or its control_url is too long
  *   MOE_EBUSY      a worker with this id is alive: try again  */
 moe_err membership_on_register(membership *m, const Conclave__RegisterRequest *request, errbuf *eb);
@@ -82,8 +88,8 @@ void membership_close(membership *m);
  * enter returns false (and needs no leave) when the fleet is not ready. */
 bool membership_enter(membership *m, expert_fleet *out);
 void membership_leave(membership *m);
-/* A step found this worker lost; from the step thread, between enter and leave. */
-void membership_lost(membership *m, uint32_t worker_id);
+/* A step found the worker of this link lost; from the step thread, between enter and leave. */
+void membership_lost(membership *m, uint32_t link);
 
 typedef struct membership_status {
     bool ready;
@@ -182,10 +188,14 @@ void membership_forsake(membership *m, const bool *forsaken, uint32_t worker_end
 
 /* Use this placement (owned from here on, also after errors) as soon as no step is under way and
  * all that it names is ready; workers host what it names.  Another call replaces one that is not
- * used yet.  WIRE_TP: next is NULL, and only the epoch counts.  Does not wait.
+ * used yet.  Does not wait.
  *   MOE_ENOMEM  */
 moe_err membership_follow(membership *m, uint64_t epoch, uint64_t fleet_version, placement *next,
                           errbuf *eb);
+/* WIRE_TP: the same for the owners of slices: worker + 1, 0: nobody.
+ *   MOE_EINVAL  there are not as many slices, or a worker is out of range  */
+moe_err membership_follow_slices(membership *m, uint64_t epoch, uint64_t fleet_version,
+                                 const uint32_t *owners, size_t count, errbuf *eb);
 /* Of the placement that steps use; 0 = none yet. */
 void membership_followed(membership *m, uint64_t *epoch, uint64_t *fleet_version);
 

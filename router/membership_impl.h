@@ -34,10 +34,26 @@ typedef struct worker {
     char host_id[HOST_ID_MAX];
 } worker;
 
-/* A worker that is being brought up. */
+/* Who has a slice of the experts (WIRE_TP), or is to have it. */
+typedef struct slice_owner {
+    bool set, lost;        /* lost: its link was given up, whatever its worker is now */
+    uint32_t worker, link; /* link: index in the router end */
+    uint64_t incarnation;
+} slice_owner;
+
+typedef struct slice {
+    slice_owner home; /* what steps use; its worker may be lost */
+    slice_owner next; /* who is to take it over */
+    bool next_linked; /* and can, between two steps */
+} slice;
+
+typedef enum link_state { LINK_FREE, LINK_USED, LINK_RETIRED } link_state;
+
+/* A worker that is being brought up, or, one that serves already, gets slices. */
 typedef struct bring_up_call {
     membership *m;
     uint32_t id;
+    bool serving;  /* it was READY before */
     worker worker; /* what it was when this began, and what it then hosts */
     rpc_client *client;
     rpc_pending *load; /* under way */
@@ -76,6 +92,13 @@ struct membership {
     follower_seen followers[ROUTER_MAX];
     bool members[WORKER_MAX]; /* who is in this epoch's placement */
     bool *hosted;             /* WIRE_EP: [WORKER_MAX][L * E] what each worker is known to host */
+    /* WIRE_TP: one slice for each worker that the cell begins with. */
+    slice slices[WORKER_MAX];
+    uint32_t slice_links[WORKER_MAX]; /* what steps use: changed between steps */
+    link_state link_states[WORKER_MAX];
+    uint32_t told_owners[WORKER_MAX]; /* config.follows: of each slice, worker + 1; 0: nobody */
+    bool surplus[WORKER_MAX];         /* the worker may have a slice that another took over */
+    uint64_t slices_retry_ns;         /* no slice is given to anyone before */
     worker workers[WORKER_MAX];
     bring_up_call calls[WORKER_MAX]; /* scratch of the control thread */
 };
@@ -115,6 +138,32 @@ void membership_wait_for_step(membership *m);
 /* ---- bring_up.c: from the control thread ---- */
 
 void bring_up_registered(membership *m);
+
+/* A worker that serves and has slices that it is to forget. */
+void bring_up_trim(membership *m, uint32_t id);
+
+/* ---- slices.c (WIRE_TP) ---- */
+
+bool slices_covered_locked(const membership *m);
+/* Slices that the worker has, or is to have, rising; out [WORKER_MAX]; returns how many. */
+uint32_t slices_list_locked(const membership *m, uint32_t id, uint32_t *out);
+/* Whose link it is; WORKER_MAX: nobody's. */
+uint32_t slices_owner_locked(const membership *m, uint32_t link);
+void slices_give_up_locked(membership *m, uint32_t id);
+/* An index of the router end that nothing uses; false: there is none. */
+bool slices_take_link_locked(membership *m, uint32_t *link);
+void slices_retire_link_locked(membership *m, uint32_t link);
+/* Decide who is to take over what.  Returns whether bring_up_registered() has something to do. */
+bool slices_plan(membership *m);
+bool slices_concern_locked(const membership *m, uint32_t id); /* does it have to be brought up? */
+/* It could not take over what it was to: somebody else may, a little later. */
+void slices_failed_locked(membership *m, uint32_t id);
+/* Between two steps; returns whether a slice changed hands, or a follower has caught up. */
+bool slices_renew_locked(membership *m);
+/* A worker that can forget a slice now, or WORKER_MAX. */
+uint32_t slices_surplus(membership *m);
+void slices_clear(membership *m); /* links that are not used any more; from the control thread */
+void slices_fini(membership *m);
 
 /* ---- adoption.c ---- */
 

@@ -6,6 +6,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "router/fleet_share.h"
+#include "router/move_source.h"
 #include "router/move_stage.h"
 
 #define MOVE_TIMEOUT_MS (3600u * 1000)
@@ -51,6 +52,8 @@ struct mover {
     uint64_t moves; /* numbers that were given */
     uint32_t *ids;  /* [id_count] scratch */
     known_hash *hashes;
+    uint64_t *share_hashes;      /* [id_count] scratch: of one share */
+    uint32_t chosen[WORKER_MAX]; /* experts that each worker is to give others in this stage */
     fleet_view view;
     share shares[WORKER_MAX];
 };
@@ -65,7 +68,8 @@ mover_create(mover **out, const mover_config *config, errbuf *eb)
     mv->id_count = (size_t)config->num_layers * config->num_experts;
     mv->ids = malloc((mv->id_count + 1) * sizeof *mv->ids);
     mv->hashes = calloc(mv->id_count, sizeof *mv->hashes);
-    if (mv->ids == NULL || mv->hashes == NULL) {
+    mv->share_hashes = malloc((mv->id_count + 1) * sizeof *mv->share_hashes);
+    if (mv->ids == NULL || mv->hashes == NULL || mv->share_hashes == NULL) {
         mover_free(mv);
         return err_set(eb, MOE_ENOMEM, "out of memory");
     }
@@ -79,6 +83,7 @@ mover_free(mover *mv)
     if (mv == NULL) return;
     free(mv->ids);
     free(mv->hashes);
+    free(mv->share_hashes);
     free(mv);
 }
 
@@ -238,19 +243,42 @@ cancel_share(mover *mv, share *s)
     }
 }
 
+/* Peers of experts whose hash is known: what comes from them can be checked. */
 static moe_err
-begin_share(mover *mv, uint32_t w, uint64_t bytes_per_s, errbuf *eb)
+begin_host(mover *mv, share *s, const move_offer *offer, uint64_t bytes_per_s, errbuf *eb)
 {
-    share *s = &mv->shares[w];
-    moe_err err = open_worker(&s->client, &mv->view.members[w], eb);
-    if (err) return err;
     Conclave__HostRequest request = CONCLAVE__HOST_REQUEST__INIT;
     request.move = mv->moves;
     request.bytes_per_s = bytes_per_s;
     request.n_experts = s->count;
     request.experts = s->ids;
+    if (offer->url_count != 0) {
+        for (size_t i = 0; i < s->count; i++) {
+            const known_hash *k = &mv->hashes[s->ids[i]];
+            mv->share_hashes[i] = k->hash;
+            if (!k->known) offer->peer_of[i] = 0;
+        }
+        request.n_peers = offer->url_count;
+        request.peers = (char **)(uintptr_t)offer->urls;
+        request.n_peer_of = request.n_hashes = s->count;
+        request.peer_of = offer->peer_of;
+        request.hashes = mv->share_hashes;
+    }
     s->call = rpc_call_begin(s->client, METHOD_HOST, &request.base, MOVE_TIMEOUT_MS, NULL);
     return s->call != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
+}
+
+static moe_err
+begin_share(mover *mv, uint32_t w, uint64_t bytes_per_s, errbuf *eb)
+{
+    share *s = &mv->shares[w];
+    move_offer offer;
+    moe_err err = open_worker(&s->client, &mv->view.members[w], eb);
+    if (err) return err;
+    err = move_offer_init(&offer, &mv->view, w, s->ids, s->count, mv->chosen, eb);
+    if (!err) err = begin_host(mv, s, &offer, bytes_per_s, eb);
+    move_offer_fini(&offer);
+    return err;
 }
 
 static bool
@@ -306,6 +334,7 @@ host_experts(mover *mv, uint64_t bytes_per_s, move_report *report, errbuf *eb)
     moe_err err = MOE_OK;
     mv->moves++;
     memset(mv->hashes, 0, mv->id_count * sizeof *mv->hashes);
+    memset(mv->chosen, 0, sizeof mv->chosen);
     for (uint32_t w = 0; w < mv->view.worker_end; w++) {
         if (mv->shares[w].count != 0) loading++;
     }
@@ -328,6 +357,8 @@ host_experts(mover *mv, uint64_t bytes_per_s, move_report *report, errbuf *eb)
         if (err) continue;
         report->experts += s->count;
         report->bytes += s->reply->bytes;
+        report->peer_bytes += s->reply->peer_bytes;
+        report->peer_failures += s->reply->peer_failures;
     }
     return err;
 }

@@ -6,8 +6,8 @@
  * released.  Where a worker's memory can't hold old and new side by side, the change is made in
  * stages, some layers at a time, each adopted before the next is loaded.
  *
- * Where an expert could be copied from another worker instead of its files, host_experts() is the
- * place to say so (HostRequest).
+ * Each worker is also told whom it may copy an expert from instead of its files (move_source.h),
+ * and the hash to expect; it decides by cost.
  *
  * Threads: one.
  */
@@ -30,6 +30,8 @@ typedef struct mover_config {
 
 typedef struct move_report {
     uint64_t experts, bytes; /* loaded */
+    uint64_t peer_bytes;     /* of them, copied from other workers */
+    uint64_t peer_failures;  /* experts that another worker was to give and that came from files */
     uint32_t stages;
     uint64_t ns;
 } move_report;

@@ -78,7 +78,9 @@ typedef bool expert_fleet_lost_fn(void *user, uint32_t worker);
 typedef struct expert_fleet {
     router_end *exchange;
     enum wire_mode mode;
-    uint32_t worker_count;
+    uint32_t worker_count; /* WIRE_TP: of slices */
+    const uint32_t *links; /* [worker_count] index of each one's link in the exchange; NULL: its own
+                              number */
     const placement *placement; /* of worker_count workers, indexed (WIRE_EP); else NULL */
     uint64_t epoch;
     uint32_t timeout_ms;           /* longest wait for one layer's results */
@@ -131,7 +133,7 @@ exchange_limits transformer_exchange_limits(const transformer *tf);
  * nothing was sampled; the written KV entries may be garbage and are to be computed again.
  *   MOE_ERANGE  too many sequences or tokens
  *   MOE_EINVAL  a token id >= V, or a position >= max_model_len
- *   MOE_ETIMEDOUT, MOE_ECLOSED, MOE_EINTERNAL  from the exchange, *lost_worker names the worker,
+ *   MOE_ETIMEDOUT, MOE_ECLOSED, MOE_EINTERNAL  from the exchange, *lost_worker is the link,
  * and on_lost could not replace it.  If it can, what the workers owe is asked for again, of the
  *     others (attempt + 1), and the step goes on with the same bits  */
 moe_err transformer_step(transformer *tf, const expert_fleet *fleet, uint64_t step,

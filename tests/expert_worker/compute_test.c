@@ -75,8 +75,8 @@ load(const uint32_t *experts, uint32_t count, uint64_t epoch, uint32_t row_max)
     expert_layout_init(&layout, DTYPE_F32, model, 0, model->intermediate_size);
     cr_assert_eq(expert_store_create(&store, ckpt, &layout, experts, count, threads, NULL, &eb),
                  MOE_OK, "%s", eb.text);
-    cr_assert_eq(compute_load(comp, store, epoch, model->num_experts, row_max, &eb), MOE_OK, "%s",
-                 eb.text);
+    cr_assert_eq(compute_load(comp, 0, store, epoch, model->num_experts, row_max, &eb), MOE_OK,
+                 "%s", eb.text);
 }
 
 /* `rows` tokens for one expert of layer 0; returns the status that came back. */
@@ -257,7 +257,7 @@ traffic_main(void *arg)
     cr_assert_eq(pool_create(&p, 1), MOE_OK);
     const store_growth growth = {.checkpoint = ckpt, .pool = p};
     while (!atomic_load(&t->stop) || t->rounds < 20) {
-        expert_store *s = compute_store(comp);
+        expert_store *s = compute_store(comp, 0);
         cr_assert_eq(expert_store_host(s, &growth, expert_0_and_1 + 1, 1, &text), MOE_OK);
         expert_store_release(s, expert_0_and_1 + 1, 1, quiesce, comp);
         t->rounds++;

@@ -25,7 +25,8 @@ enum {
     METHOD_HOST,
     METHOD_CANCEL_HOST,
     METHOD_HASH,
-    METHOD_RELEASE
+    METHOD_RELEASE,
+    METHOD_FETCH = 9
 };
 
 /* The router: answers as told, and counts. */
@@ -335,9 +336,11 @@ expect_call_refused(unsigned method, const ProtobufCMessage *request, rpc_status
 static Conclave__LoadRequest
 good_load(void)
 {
-    static uint32_t experts[] = {0, 3};
+    static uint32_t experts[] = {0, 3}, whole[] = {0};
     Conclave__LoadRequest r = CONCLAVE__LOAD_REQUEST__INIT;
     r.epoch = 1;
+    r.n_tp_slices = 1;
+    r.tp_slices = whole;
     r.tp_ranks = 1;
     r.row_max = 16;
     r.n_experts = 2;
@@ -405,9 +408,16 @@ Test(service, refuses_a_load_that_makes_no_sense_and_keeps_what_it_has)
 
     Conclave__LoadRequest r = good;
     r.tp_ranks = 0;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "rank 0 of 0");
-    r.tp_ranks = r.tp_rank = 2;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "rank 2 of 2");
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "1 slices of 0");
+    uint32_t beyond[] = {0, 2}, falling[] = {1, 0};
+    r.tp_ranks = 2;
+    r.n_tp_slices = 2;
+    r.tp_slices = beyond;
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 2 of 2");
+    r.tp_slices = falling;
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 0 of 2");
+    r.n_tp_slices = 0;
+    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "0 slices of 2");
     r.tp_ranks = UINT32_MAX;
     expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "of 4294967295");
     r = good;
@@ -489,6 +499,37 @@ Test(service, hosts_more_tells_their_hashes_and_releases_them)
     compute_get_stats(comp, &stats);
     cr_expect_eq(stats.epoch, 2);
     expect_call_refused(METHOD_HASH, &ask.base, RPC_NOT_FOUND, "expert 2 is not hosted");
+}
+
+Test(service, gives_packed_weights_of_what_it_hosts)
+{
+    ProtobufCMessage *response;
+    Conclave__FetchRequest r;
+    expert_layout layout;
+    expert_layout_init(&layout, DTYPE_F32, model, 0, model->intermediate_size);
+    fetch_describe(&r, &layout, id.model.fingerprint);
+    r.expert = 3;
+    r.offset = 64;
+    r.bytes = 128;
+    start_running();
+    expect_call_refused(METHOD_FETCH, &r.base, RPC_FAILED_PRECONDITION, "nothing was loaded");
+    load_good();
+    cr_assert_eq(call(METHOD_FETCH, &r.base, &response), RPC_OK, "%s", eb.text);
+    const Conclave__FetchReply *block = (const void *)response;
+    char want[128];
+    cr_assert(expert_store_read(compute_store(comp, 0), 3, 64, sizeof want, want));
+    cr_assert_eq(block->data.len, sizeof want);
+    cr_expect_arr_eq(block->data.data, want, sizeof want);
+    rpc_response_free(response);
+    r.expert = 1;
+    expect_call_refused(METHOD_FETCH, &r.base, RPC_NOT_FOUND, "expert 1 is not hosted");
+    r.fingerprint++;
+    expect_call_refused(METHOD_FETCH, &r.base, RPC_FAILED_PRECONDITION, "model");
+
+    const Conclave__StatsRequest ask = CONCLAVE__STATS_REQUEST__INIT;
+    cr_assert_eq(call(METHOD_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
+    cr_expect_eq(((Conclave__WorkerStats *)(void *)response)->served_bytes, 128);
+    rpc_response_free(response);
 }
 
 typedef struct slow_host {

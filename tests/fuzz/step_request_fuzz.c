@@ -1,5 +1,5 @@
 /* Unpack bytes as the control plane does (capped arena), as each message that a router or worker
- * receives; check steps, and read placements. */
+ * receives; check steps, moves and fetches, and read placements. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 #include "conclave.pb-c.h"
 
 #include "common/arena.h"
+#include "expert_worker/fetch.h"
 #include "proto/fleet_json.h"
 #include "router/follower.h"
 #include "router/step_check.h"
@@ -50,6 +51,29 @@ print_json(const ProtobufCMessage *message, size_t kind)
     cJSON_Delete(root);
 }
 
+/* What passes names only peers and bytes that are there. */
+static void
+check_move(const ProtobufCMessage *message)
+{
+    const Conclave__HostRequest *r = (const Conclave__HostRequest *)message;
+    errbuf eb;
+    if (fetch_check_peers(r, &eb)) return;
+    for (size_t i = 0; i < r->n_peer_of; i++) {
+        if (r->peer_of[i] > r->n_peers || i >= r->n_experts || i >= r->n_hashes) abort();
+    }
+}
+
+static void
+check_fetch(const ProtobufCMessage *message)
+{
+    static const expert_layout layout = {
+        .dtype = DTYPE_INT8, .width_end = 256, .slot_bytes = 3u << 20};
+    const Conclave__FetchRequest *r = (const Conclave__FetchRequest *)message;
+    errbuf eb;
+    if (fetch_check(r, &layout, 7, &eb)) return;
+    if (r->bytes > FETCH_BLOCK_BYTES || r->offset + r->bytes > layout.slot_bytes) abort();
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -59,7 +83,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         &conclave__step_reply__descriptor,      &conclave__health_reply__descriptor,
         &conclave__fleet_request__descriptor,   &conclave__fleet_reply__descriptor,
         &conclave__placement_reply__descriptor, &conclave__routing_reply__descriptor,
-        &conclave__router_stats__descriptor};
+        &conclave__router_stats__descriptor,    &conclave__host_request__descriptor,
+        &conclave__fetch_request__descriptor,   &conclave__host_reply__descriptor,
+        &conclave__fetch_reply__descriptor};
     if (size == 0) return 0;
     arena *a;
     if (arena_create(&a, ARENA_BYTES) != MOE_OK) return 0;
@@ -70,7 +96,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         protobuf_c_message_unpack(kinds[kind], &allocator, size - 1, data + 1);
     if (message != NULL && kind == 0) check_step(message);
     if (message != NULL && kind == 7) read_fleet(message);
-    if (message != NULL && kind > 7) print_json(message, kind);
+    if (message != NULL && kind > 7 && kind < 11) print_json(message, kind);
+    if (message != NULL && kind == 11) check_move(message);
+    if (message != NULL && kind == 12) check_fetch(message);
     arena_free(a);
     return 0;
 }

@@ -164,12 +164,28 @@ print_step_times(const char *when)
            fleet_stat(&f, "recent_p99_ms"));
 }
 
+/* Where experts came from: not from peers when that is forbidden; and else, if peers are to be
+ * asked first, whenever one of them had it, which a dead worker's experts have not. */
 static void
-go_through_everything(const char *exchange, const char *rate)
+expect_sources(const char *source)
+{
+    const double moved = fleet_stat(&f, "bytes_moved"), copied = fleet_stat(&f, "peer_bytes_moved");
+    const bool disk = strstr(source, "disk") != NULL;
+    printf(
+        "%s: %.0f bytes moved, %.0f of them from peers, %.0f experts that peers failed to give\n",
+        source, moved, copied, fleet_stat(&f, "peer_failures"));
+    cr_expect(disk ? copied == 0 : copied > 0);
+    cr_expect_leq(copied, moved);
+    if (disk) cr_expect_eq(fleet_stat(&f, "peer_failures"), 0);
+    wait_metric("conclave:experts_moved_peer_bytes_total", "peer_bytes_moved");
+}
+
+static void
+go_through_everything(const char *exchange, const char *rate, const char *source)
 {
     char flags[512];
     snprintf(flags, sizeof flags, ROOM "--eplb=on %s %s", exchange, rate);
-    fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags});
+    fleet_start(&f, &(fleet_options){.workers = 3, .router_flags = flags, .worker_flags = source});
     during_steps("nothing", nothing, 0);
     print_step_times("nothing moves");
     during_steps("a rebalance", rebalance_until_moved, 0);
@@ -190,6 +206,7 @@ go_through_everything(const char *exchange, const char *rate)
     during_steps("a rebalance at the end", rebalance_often, 5);
 
     cr_expect_eq(fleet_stat(&f, "step_waits"), 0, "a step waited for a move");
+    expect_sources(source);
     printf("%s: without a host for at most %.3f s\n", exchange,
            fleet_stat(&f, "max_recovery_seconds"));
     wait_metric("conclave:workers_lost_total", "workers_lost");
@@ -199,13 +216,44 @@ go_through_everything(const char *exchange, const char *rate)
     fleet_stop(&f); /* all still run, and leave nothing, or this fails */
 }
 
+/* What it is to hand over is still on its way, at 1 MB/s, when it ends: the others take files. */
+static void
+drain_worker_and_kill_it(uint32_t id)
+{
+    static const char *const others[] = {"worker-1", "worker-2"}, copied[] = "are copied from";
+    char out[FLEET_SAID_BYTES], flags[32];
+    const uint32_t before =
+        fleet_count_log(&f, others[0], copied) + fleet_count_log(&f, others[1], copied);
+    snprintf(flags, sizeof flags, "--drain=%u", id);
+    cr_assert_eq(fleet_ctl(&f, flags, out), 0, "%s", out);
+    for (uint64_t since = 0;
+         fleet_count_log(&f, others[0], copied) + fleet_count_log(&f, others[1], copied) == before;)
+        fleet_pause(&since, "experts to be copied");
+    kill_worker(id);
+}
+
+static void
+lose_a_peer_that_gives(void)
+{
+    fleet_start(&f, &(fleet_options){.workers = 3,
+                                     .router_flags = ROOM "--eplb-move-mbps=1",
+                                     .worker_flags = "--expert-source=peer"});
+    during_requests("a peer that dies while it gives", drain_worker_and_kill_it, 0);
+    cr_expect_eq(fleet_stat(&f, "peer_bytes_moved"), 0, "a move was done before it died");
+    cr_expect_eq(fleet_stat(&f, "step_waits"), 0);
+    during_steps("a worker in its place", add_worker, 0);
+    fleet_stop(&f);
+}
+
 Test(moves, nobody_notices_that_experts_move)
 {
     ask_reference();
-    go_through_everything("--exchange=shm", "--eplb-move-mbps=0");
+    go_through_everything("--exchange=shm", "--eplb-move-mbps=0", "--expert-source=peer");
     go_through_everything("--exchange=nng",
                           "--eplb-move-mbps=10 --eplb-config={\"window_size\":100,"
-                          "\"step_interval\":50,\"log_balancedness\":true}");
+                          "\"step_interval\":50,\"log_balancedness\":true}",
+                          "--expert-source=disk");
+    lose_a_peer_that_gives();
     answers_free(&want);
     requests_free(&requests);
 }

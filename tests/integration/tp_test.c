@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <criterion/logging.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,4 +145,134 @@ Test(tp, answers_are_the_same_bits_for_any_batching_and_exchange)
         fleet_stop(&f);
     }
     requests_free(&requests);
+}
+
+/* ---- workers that die and come ---- */
+
+#define DEATH_REQUESTS (FLEET_QUICK ? 24u : 40u)
+
+static request_set mixed;
+static answer_set undisturbed;
+
+static uint32_t
+count_lines(const char *name, const char *text)
+{
+    return fleet_count_log(&f, name, text);
+}
+
+static void
+wait_line(const char *name, const char *text, uint32_t more_than)
+{
+    for (uint64_t since = 0; count_lines(name, text) <= more_than;)
+        fleet_pause(&since, text);
+}
+
+static void
+kill_worker(const char *name)
+{
+    const uint32_t taken = count_lines("router-0", "slice taken over");
+    fleet_process *p = fleet_find(&f, name);
+    kill(p->pid, SIGKILL);
+    cr_expect_eq(fleet_wait_exit(p), 128 + SIGKILL);
+    wait_line("router-0", "slice taken over", taken);
+}
+
+/* A slice is handed back, and whoever had it forgets it. */
+static void
+start_worker_that_gets_a_slice(uint32_t id)
+{
+    const uint32_t taken = count_lines("router-0", "slice taken over");
+    fleet_start_worker(&f, id);
+    wait_line("router-0", "slice taken over", taken);
+}
+
+/* Answers are the bits of a fleet that nothing happened to: sums are added in the order of slices,
+ * whoever has them. */
+static void
+during_requests(const char *what, void happens(void))
+{
+    answer_set got;
+    requests_ask_begin(&mixed, f.url);
+    happens();
+    requests_ask_end(&mixed, &got);
+    answers_expect_equal(&got, &undisturbed, what);
+    answers_free(&got);
+}
+
+static void
+start_spare(uint32_t id)
+{
+    char line[32];
+    snprintf(line, sizeof line, "worker ready worker=%u ", id);
+    const uint32_t before = count_lines("router-0", line);
+    fleet_start_worker(&f, id);
+    wait_line("router-0", line, before);
+}
+
+static void
+one_dies(void)
+{
+    kill_worker("worker-1");
+}
+
+static void
+another_dies(void)
+{
+    kill_worker("worker-2");
+}
+
+static void
+one_comes(void)
+{
+    start_worker_that_gets_a_slice(1);
+}
+
+static void
+another_comes(void)
+{
+    start_worker_that_gets_a_slice(5);
+}
+
+static void
+a_spare_takes_over(void)
+{
+    const uint32_t loads = count_lines("worker-3", "experts loaded");
+    kill_worker("worker-0");
+    cr_expect_gt(count_lines("worker-3", "experts loaded"), loads, "another one has the slice");
+}
+
+static void
+go_through_deaths(const char *router_flags, uint32_t routers)
+{
+    fleet_start(&f, &(fleet_options){.workers = 3,
+                                     .routers = routers,
+                                     .cell_flags = "--dtype=int8",
+                                     .router_flags = router_flags});
+    during_requests("a survivor takes the slice over", one_dies);
+    during_requests("one has all slices", another_dies);
+    const uint32_t failed = count_lines("router-0", "step failed");
+    during_requests("one comes back", one_comes);
+    during_requests("another one comes, with an id of its own", another_comes);
+    cr_expect_eq(count_lines("router-0", "step failed"), failed, "a step noticed");
+    wait_line("worker-0", "slice dropped", 1);
+    start_spare(3);
+    during_requests("a spare takes the slice over", a_spare_takes_over);
+    start_spare(0); /* they clear up behind their earlier lives */
+    start_spare(2);
+    fleet_stop(&f);
+}
+
+Test(tp, a_lost_slice_is_taken_over_and_no_answer_changes)
+{
+    requests_make(&mixed, DEATH_REQUESTS, 31);
+    fleet_start(&f, &(fleet_options){.workers = 3,
+                                     .cell_flags = "--dtype=int8",
+                                     .router_flags = "--parallelism=tp"});
+    requests_ask_together(&mixed, f.url, &undisturbed);
+    fleet_stop(&f);
+    go_through_deaths("--parallelism=tp", 1);
+    if (!FLEET_QUICK) go_through_deaths("--parallelism=tp --exchange=nng", 1);
+    go_through_deaths("--parallelism=tp", 2);
+    answers_free(&undisturbed);
+    requests_free(&mixed);
 }

@@ -27,7 +27,7 @@ load_experts(fake_worker *w, const Conclave__LoadRequest *r, errbuf *eb)
     const model_config *m = checkpoint_config(c->checkpoint);
     uint32_t begin, end;
     expert_layout layout;
-    tp_slice(m->intermediate_size, r->tp_rank, r->tp_ranks, &begin, &end);
+    tp_slice(m->intermediate_size, r->tp_slices[0], r->tp_ranks, &begin, &end);
     expert_layout_init(&layout, c->dtype, m, begin, end);
     ffn_free(w->ffn);
     expert_store_free(w->store);
@@ -60,7 +60,9 @@ on_load(Conclave__Worker_Service *base, const Conclave__LoadRequest *r,
     w->loads++;
     w->experts_asked = (uint32_t)r->n_experts;
     w->epoch_asked = r->epoch;
-    w->tp_rank = r->tp_rank;
+    w->tp_slices = 0;
+    for (size_t i = 0; i < r->n_tp_slices; i++)
+        w->tp_slices |= 1u << r->tp_slices[i];
     w->tp_ranks = r->tp_ranks;
     const fake_load how = w->on_load;
     moe_err err = how == LOAD_FAILS ? err_set(&eb, MOE_ENOMEM, "told to fail") : MOE_OK;
@@ -93,6 +95,7 @@ on_attach(Conclave__Worker_Service *base, const Conclave__AttachRequest *r,
     attach_answer answer = {{0}, {0}};
     attach_offer offer = {.router_id = r->router_id,
                           .router_incarnation = r->router_incarnation,
+                          .part = r->tp_slice,
                           .backend = strcmp(r->backend, "shm") == 0 ? EXCHANGE_SHM : EXCHANGE_NNG,
                           .limits = w->config.limits};
     snprintf(offer.rows_name, sizeof offer.rows_name, "%s", r->rows_name);

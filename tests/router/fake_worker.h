@@ -64,7 +64,7 @@ typedef struct fake_worker {
     rpc_call *hung_load;
     uint32_t answered; /* dispatches */
     /* What the last Load asked for. */
-    uint32_t loads, attaches, experts_asked, tp_rank, tp_ranks;
+    uint32_t loads, attaches, experts_asked, tp_slices /* bit set */, tp_ranks;
     uint64_t epoch_asked;
     /* What it hosts by now, the first FAKE_EXPERTS_MAX ids; and the most at a time. */
     bool hosted[FAKE_EXPERTS_MAX];

@@ -379,9 +379,160 @@ Test(membership, asks_every_worker_for_its_slice_of_all_experts_under_tp)
     start_ready(3);
     for (uint32_t w = 0; w < 3; w++) {
         cr_expect_eq(workers[w].experts_asked, 8);
-        cr_expect_eq(workers[w].tp_rank, w);
+        cr_expect_eq(workers[w].tp_slices, 1u << w);
         cr_expect_eq(workers[w].tp_ranks, 3);
     }
+}
+
+/* ---- slices of workers that are lost, and that come ---- */
+
+static void
+start_slices(uint32_t count)
+{
+    config.mode = WIRE_TP;
+    config.slice_bytes = 100;
+    start_ready(count);
+}
+
+static void
+lose_worker(uint32_t w)
+{
+    fake_worker_kill(&workers[w]);
+    while (strcmp(membership_worker(m, w).state, "lost") != 0)
+        membership_update(m, 5);
+}
+
+/* What the worker was last told to host, as a bit set. */
+static void
+wait_slices(uint32_t w, uint32_t set)
+{
+    while (true) {
+        pthread_mutex_lock(&workers[w].lock);
+        const uint32_t now = workers[w].tp_slices;
+        pthread_mutex_unlock(&workers[w].lock);
+        if (now == set) return;
+        membership_update(m, 5); /* or the test's time runs out */
+    }
+}
+
+static uint32_t
+loads_of(uint32_t w)
+{
+    pthread_mutex_lock(&workers[w].lock);
+    const uint32_t loads = workers[w].loads;
+    pthread_mutex_unlock(&workers[w].lock);
+    return loads;
+}
+
+Test(membership, gives_a_lost_slice_to_a_spare_and_leaves_the_others_alone)
+{
+    start_slices(2);
+    const uint64_t epoch = status().epoch;
+    start_worker(2, 102);
+    join(2);
+    membership_update(m, 0);
+    expect_state(2, "ready");
+    cr_expect_eq(workers[2].loads, 0, "a spare has nothing");
+    lose_worker(1);
+    wait_slices(2, 1u << 1);
+    membership_update(m, 0);
+    expect_detail("ready");
+    cr_expect_gt(status().epoch, epoch);
+    cr_expect_eq(workers[0].loads, 1);
+    expert_fleet fleet;
+    cr_assert(membership_enter(m, &fleet));
+    cr_expect_eq(fleet.worker_count, 2, "as many as there are slices");
+    cr_expect_neq(fleet.links[0], fleet.links[1]);
+    membership_leave(m);
+}
+
+Test(membership, has_a_survivor_take_a_slice_over_and_hand_it_back)
+{
+    start_slices(3);
+    lose_worker(1);
+    wait_slices(0, 1u << 0 | 1u << 1);
+    membership_update(m, 0);
+    expect_detail("ready");
+    lose_worker(2);
+    wait_slices(0, 7);
+    membership_update(m, 0);
+    expect_detail("ready");
+    const uint32_t loads = loads_of(0);
+    start_worker(1, 201);
+    join(1);
+    while (loads_of(0) == loads)
+        membership_update(m, 5);
+    expect_detail("ready");
+    uint32_t both = workers[0].tp_slices | workers[1].tp_slices;
+    cr_expect_eq(both, 7);
+    cr_expect_eq(workers[0].tp_slices & workers[1].tp_slices, 0, "one has given a slice back");
+    cr_expect_eq(__builtin_popcount(workers[0].tp_slices), 2);
+}
+
+Test(membership, gives_a_slice_back_to_a_worker_that_was_only_silent)
+{
+    start_slices(2);
+    shifted_clock_advance_ms(SILENT_MS + 1000);
+    cr_expect(membership_on_heartbeat(m, 0, 100));
+    wait_slices(0, 3);
+    membership_update(m, 0);
+    expect_detail("ready");
+    expect_state(1, "lost");
+    cr_expect_not(membership_on_heartbeat(m, 1, 101));
+    const uint32_t attaches = workers[1].attaches;
+    join(1);
+    while (loads_of(0) != 3) /* a second slice, and one again */
+        membership_update(m, 5);
+    cr_expect_eq(workers[0].tp_slices | workers[1].tp_slices, 3);
+    cr_expect_eq(workers[0].tp_slices & workers[1].tp_slices, 0);
+    cr_expect_gt(workers[1].attaches, attaches, "its old link is not used again");
+    expect_detail("ready");
+}
+
+Test(membership, keeps_to_the_memory_of_survivors_and_says_what_is_short)
+{
+    config.mode = WIRE_TP;
+    config.slice_bytes = 100;
+    create(2);
+    for (uint32_t w = 0; w < 2; w++) {
+        start_worker(w, 100 + w);
+        workers[w].memory_bytes = 199;
+        join(w);
+    }
+    membership_update(m, 0);
+    expect_detail("ready");
+    lose_worker(0);
+    for (int i = 0; i < 3; i++)
+        membership_update(m, 5);
+    cr_expect_not(status().ready);
+    cr_expect_not_null(strstr(status().detail, "memory is 100 bytes short"), "%s", status().detail);
+    cr_expect_eq(workers[1].loads, 1);
+    start_worker(2, 102); /* any id will do */
+    join(2);
+    wait_slices(2, 1u << 0);
+    membership_update(m, 0);
+    expect_detail("ready");
+}
+
+Test(membership, tries_again_when_a_survivor_can_not_load_a_slice)
+{
+    start_slices(2);
+    pthread_mutex_lock(&workers[0].lock);
+    workers[0].on_load = LOAD_FAILS;
+    pthread_mutex_unlock(&workers[0].lock);
+    lose_worker(1);
+    while (loads_of(0) == 1)
+        membership_update(m, 5);
+    expect_state(0, "ready");
+    cr_expect_not(status().ready);
+    pthread_mutex_lock(&workers[0].lock);
+    workers[0].on_load = LOAD_OBEYS;
+    pthread_mutex_unlock(&workers[0].lock);
+    shifted_clock_advance_ms(2000);
+    cr_expect(membership_on_heartbeat(m, 0, 100));
+    while (!status().ready)
+        membership_update(m, 5);
+    cr_expect_eq(workers[0].tp_slices, 3);
 }
 
 Test(membership, lets_workers_without_experts_be_ready)

@@ -42,9 +42,9 @@ load_worker(mini_fleet *m, uint32_t w, errbuf *eb)
     cr_assert_eq(expert_store_create(&store, m->checkpoint, &layout, ids, count, m->worker_pools[w],
                                      NULL, eb),
                  MOE_OK, "%s", eb->text);
-    cr_assert_eq(
-        compute_load(m->computes[w], store, 1, c->num_experts, m->options.token_max * c->top_k, eb),
-        MOE_OK, "%s", eb->text);
+    cr_assert_eq(compute_load(m->computes[w], 0, store, 1, c->num_experts,
+                              m->options.token_max * c->top_k, eb),
+                 MOE_OK, "%s", eb->text);
     free(ids);
 }
 
