@@ -10,6 +10,8 @@
 
 #define REQUEST_COUNT (FLEET_QUICK ? 10u : 40u)
 #define ROOM "--max-model-len=672 " /* 600 prompt tokens, 48 new ones; 42 blocks */
+#define ROUNDS_MAX 4
+#define PREEMPTIONS "vllm:num_preemptions_total"
 
 typedef struct variant {
     const char *name;
@@ -62,15 +64,19 @@ try_variant(const variant *v, const char *cell_flags)
     const answer_set all_wanted = want;
     if (v->count != 0 && v->count < requests.count) requests.count = want.count = v->count;
     fleet_start(&f, &options);
-    for (int round = 0; round <= v->ask_twice; round++) {
+    /* Whether sequences meet when blocks run out is up to the order in which requests come. */
+    for (int round = 0; round <= v->ask_twice || (round < ROUNDS_MAX && v->expect_preemptions &&
+                                                  fleet_metric(&f, PREEMPTIONS) == 0);
+         round++) {
         answer_set got;
         requests_ask_together(&requests, f.url, &got);
         answers_expect_equal(&got, &want, v->name);
-        if (round == 1) cr_expect_gt(got.cached_tokens, 0, "%s: nothing was cached", v->name);
+        if (v->ask_twice && round == 1)
+            cr_expect_gt(got.cached_tokens, 0, "%s: nothing was cached", v->name);
         answers_free(&got);
     }
     if (v->expect_preemptions)
-        cr_expect_gt(fleet_metric(&f, "vllm:num_preemptions_total"), 0, "%s", v->name);
+        cr_expect_gt(fleet_metric(&f, PREEMPTIONS), 0, "%s: nothing was preempted", v->name);
     fleet_stop(&f);
     requests = all;
     want = all_wanted;
