@@ -57,6 +57,8 @@ balance_answer_fill(balance_answer *a, const router_service_config *c)
     fill_decisions(a);
     out->experts_moved = a->report.experts_moved;
     out->bytes_moved = a->report.bytes_moved;
+    out->peer_bytes_moved = a->report.peer_bytes_moved;
+    out->peer_failures = a->report.peer_failures;
     out->move_ns = a->report.move_ns;
     out->repairs = a->report.repairs;
     out->last_recovery_ns = a->report.last_recovery_ns;

@@ -109,9 +109,11 @@ step_order_overtook(const step_order *order, uint64_t client, const Conclave__St
 }
 
 moe_err
-step_order_check(const step_order *order, uint64_t client, const Conclave__StepRequest *request,
-                 errbuf *eb)
+step_order_check(const step_order *order, uint64_t incarnation, uint64_t client,
+                 const Conclave__StepRequest *request, errbuf *eb)
 {
+    if (request->router_incarnation != incarnation)
+        return err_set(eb, MOE_ECLOSED, "the step counts on another router's KV cache");
     const bool known = order->client == client;
     if (known && request->life < order->life)
         return err_set(eb, MOE_ECLOSED, "the frontend has started over since this step");
@@ -133,8 +135,6 @@ step_check(const step_rules *rules, const slot_state *slots, bool *seen,
     if (request->n_work > rules->max_num_seqs)
         return err_set(eb, MOE_ERANGE, "%zu sequences in a step, at most %u", request->n_work,
                        rules->max_num_seqs);
-    if (request->router_incarnation != rules->incarnation)
-        return err_set(eb, MOE_ECLOSED, "the step counts on another router's KV cache");
     memset(seen, 0, rules->max_num_seqs * sizeof *seen);
     uint64_t tokens = 0;
     for (size_t i = 0; i < request->n_work; i++) {

@@ -26,8 +26,7 @@ typedef struct step_rules {
     uint32_t max_num_batched_tokens;
     uint32_t max_model_len;
     uint32_t kv_block_count;
-    uint64_t incarnation; /* of this router */
-    bool routed_experts;  /* SeqWork.routed_experts may be set */
+    bool routed_experts; /* SeqWork.routed_experts may be set */
 } step_rules;
 
 /* What is known of one sequence's slot. */
@@ -50,16 +49,16 @@ typedef struct step_order {
 bool step_order_overtook(const step_order *order, uint64_t client,
                          const Conclave__StepRequest *request);
 
-/* Is this step's turn now?
- *   MOE_ECLOSED  it is left over from an older life, or follows a step that failed
+/* Is this step's turn now, by a router of this incarnation?
+ *   MOE_ECLOSED  it counts on another incarnation's KV cache (the router has started again since),
+ *                is left over from an older life, or follows a step that failed
  *   MOE_EINVAL   a repeat or a gap, or a life that does not begin with step 1  */
-moe_err step_order_check(const step_order *order, uint64_t client,
+moe_err step_order_check(const step_order *order, uint64_t incarnation, uint64_t client,
                          const Conclave__StepRequest *request, errbuf *eb);
 
 /*   slots  [max_num_seqs] states before the step
  *   seen   [max_num_seqs] scratch
  * Errors name the slot, the field and the values:
- *   MOE_ECLOSED  the step counts on another incarnation's KV cache
  *   MOE_ERANGE   more sequences or tokens than a step may have
  *   MOE_EINVAL   anything else  */
 moe_err step_check(const step_rules *rules, const slot_state *slots, bool *seen,

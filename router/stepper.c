@@ -265,7 +265,7 @@ answer(stepper *s, const queued_step *q)
     Conclave__StepReply reply = CONCLAVE__STEP_REPLY__INIT;
     phases_set_place(ph, r->step, TRACE_NO_LAYER, 0, (uint32_t)r->n_work);
     phase_enter(ph, PHASE_PREPARE);
-    moe_err err = step_order_check(&s->order, q->client, r, &eb);
+    moe_err err = step_order_check(&s->order, s->config.incarnation, q->client, r, &eb);
     if (!err) {
         err = run_step(s, r, &reply, &eb);
         s->order = (step_order){
@@ -407,7 +407,6 @@ stepper_start(stepper **out, const stepper_config *config, errbuf *eb)
                             .max_num_batched_tokens = config->max_num_batched_tokens,
                             .max_model_len = config->max_model_len,
                             .kv_block_count = config->kv_block_count,
-                            .incarnation = config->incarnation,
                             .routed_experts = config->routed_token_bytes != 0};
     pthread_mutex_init(&s->lock, NULL);
     moe_err err = allocate(s) ? sampler_create(&s->sampler, config->vocab_size) : MOE_ENOMEM;

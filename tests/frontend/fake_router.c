@@ -155,9 +155,10 @@ run(fake_router *r, fake_step step)
     const Conclave__StepRequest *q = step.request;
     a = (answer){.reply = CONCLAVE__STEP_REPLY__INIT, .top = {1, 2}};
     errbuf eb = {{0}};
-    moe_err turn = step_order_check(&r->order, rpc_call_incarnation(step.call), q, &eb);
-    if (turn == MOE_ECLOSED || q->router_incarnation != r->incarnation) {
-        rpc_fail(step.call, RPC_UNAVAILABLE, "%s", turn ? eb.text : "another router's KV cache");
+    moe_err turn =
+        step_order_check(&r->order, r->incarnation, rpc_call_incarnation(step.call), q, &eb);
+    if (turn == MOE_ECLOSED) {
+        rpc_fail(step.call, RPC_UNAVAILABLE, "%s", eb.text);
         return;
     }
     bool good = turn == MOE_OK || refuse(r, eb.text);

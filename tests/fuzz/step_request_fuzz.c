@@ -20,7 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static void
 check_step(const ProtobufCMessage *message)
 {
-    static const step_rules rules = {100, 4, 40, 64, 8, 7, true};
+    static const step_rules rules = {100, 4, 40, 64, 8, true};
     static const slot_state slots[4] = {
         {0}, {true, 20, 2, true}, {true, 63, 4, false}, {true, 0, 0, true}};
     bool seen[4];
