@@ -20,6 +20,7 @@ probe(void)
         flags |= CPU_AVX512;
         if (__builtin_cpu_supports("avx512vnni")) flags |= CPU_AVX512_VNNI;
         if (__builtin_cpu_supports("avx512bf16")) flags |= CPU_AVX512_BF16;
+        if ((flags & CPU_AVX512_BF16) && __builtin_cpu_is("intel")) flags |= CPU_SLOW_BF16;
     }
 #endif
     return flags;

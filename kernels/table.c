@@ -81,7 +81,7 @@ kernel_table_init(kernel_table *k, unsigned cpu_flags)
     use_avx2(k);
     if (!(cpu_flags & CPU_AVX512)) return;
     use_avx512(k);
-    if (cpu_flags & CPU_AVX512_BF16) use_avx512_bf16(k);
+    if ((cpu_flags & CPU_AVX512_BF16) && !(cpu_flags & CPU_SLOW_BF16)) use_avx512_bf16(k);
     if (cpu_flags & CPU_AVX512_VNNI) use_avx512_vnni(k);
 #endif
 }

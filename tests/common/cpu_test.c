@@ -51,6 +51,7 @@ Test(cpu, a_tier_implies_those_below_it)
 {
     const unsigned all = cpu_flags();
     if (all & (CPU_AVX512_VNNI | CPU_AVX512_BF16)) cr_expect(all & CPU_AVX512);
+    if (all & CPU_SLOW_BF16) cr_expect(all & CPU_AVX512_BF16);
     if (all & CPU_AVX512) cr_expect(all & CPU_AVX2);
 #if defined(__x86_64__)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

@@ -12,14 +12,14 @@
 
 #define UNIT 0x1p-24 /* rounding unit of a float */
 
-/* The definition, AVX2, AVX-512 without VNNI and BF16, all that the machine has. */
+/* The definition, AVX2, AVX-512 without VNNI and BF16, all that the machine has, fast or not. */
 enum { TIER_REF, TIER_AVX2, TIER_AVX512, TIER_BEST, TIER_COUNT };
 
 /* The kernels of a tier; false where the machine has no more than the tier below. */
 static inline bool
 tier_init(kernel_table *k, int tier)
 {
-    static const unsigned masks[TIER_COUNT] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, ~0u};
+    static const unsigned masks[TIER_COUNT] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, ~CPU_SLOW_BF16};
     const unsigned have = cpu_flags();
     kernel_table_init(k, have & masks[tier]);
     return tier == TIER_REF || (have & masks[tier]) != (have & masks[tier - 1]);

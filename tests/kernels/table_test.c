@@ -52,6 +52,8 @@ Test(table, avx512_replaces_what_each_of_its_flags_offers)
     kernel_table_init(&k, plain | CPU_AVX512_BF16);
     cr_expect_str_eq(k.bf16_tier, "avx512_bf16");
     cr_expect(k.gemm[DTYPE_INT8] == avx2.gemm[DTYPE_INT8]);
+    kernel_table_init(&k, plain | CPU_AVX512_BF16 | CPU_SLOW_BF16);
+    cr_expect_str_eq(k.bf16_tier, "avx2", "a slow vdpbf16ps is left alone");
     kernel_table_init(&k, CPU_AVX512_VNNI | CPU_AVX512_BF16);
     cr_expect_str_eq(k.tier, "ref", "no tier without the one below it");
 }
