@@ -8,6 +8,9 @@
 
 #define ATTACH_TIMEOUT_MS 10000
 #define LOAD_MESSAGE_BYTES (16u << 20)
+/* A router that follows is told of workers that router 0 uses: one that can't be reached has died
+ * since, and the next answer will say so.  Others must not wait for it. */
+#define REACH_NS (500 * NS_PER_MS)
 
 /* Worker's methods, in the order of conclave.proto. */
 enum { METHOD_LOAD = 0, METHOD_ATTACH = 1 };
@@ -23,10 +26,11 @@ call_is_vain(void *arg)
     membership_check(m); /* others serve meanwhile, and may fall silent */
     pthread_mutex_lock(&m->lock);
     const worker *w = &m->workers[call->id];
-    const bool vain =
-        w->incarnation != call->worker.incarnation || is_gone_locked(m, w, clock_now_ns());
+    const uint64_t now = clock_now_ns();
+    const bool vain = w->incarnation != call->worker.incarnation || is_gone_locked(m, w, now);
     pthread_mutex_unlock(&m->lock);
-    return vain;
+    const bool late = m->config.follows && now > call->begun_ns + REACH_NS;
+    return vain || (late && !rpc_client_connected(call->client));
 }
 
 /* With tensor parallelism all of them, if the worker is to have a slice at all. */
@@ -185,7 +189,7 @@ static void
 begin_bring_up(membership *m, uint32_t id)
 {
     bring_up_call *call = &m->calls[id];
-    *call = (bring_up_call){.m = m, .id = id};
+    *call = (bring_up_call){.m = m, .id = id, .begun_ns = clock_now_ns()};
     pthread_mutex_lock(&m->lock);
     call->worker = m->workers[id];
     call->serving = call->worker.state == READY;
@@ -259,7 +263,9 @@ end_bring_up(membership *m, uint32_t id)
     rpc_client_close(unused);
     free(call->experts);
     call->experts = NULL;
-    if (call->err)
+    if (call->err && m->config.follows)
+        LOG_WARN("membership", "worker %u can't be used yet: %s", id, call->eb.text);
+    else if (call->err)
         LOG_ERROR("membership", "worker %u could not be brought up: %s", id, call->eb.text);
     else
         LOG_INFO("membership", "worker ready worker=%u backend=%s experts=%u bytes=%llu", id,

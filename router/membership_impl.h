@@ -53,7 +53,8 @@ typedef enum link_state { LINK_FREE, LINK_USED, LINK_RETIRED } link_state;
 typedef struct bring_up_call {
     membership *m;
     uint32_t id;
-    bool serving;  /* it was READY before */
+    bool serving; /* it was READY before */
+    uint64_t begun_ns;
     worker worker; /* what it was when this began, and what it then hosts */
     rpc_client *client;
     rpc_pending *load; /* under way */

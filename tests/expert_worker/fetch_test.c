@@ -86,6 +86,11 @@ setup(void)
 {
     char path[512], dir[64] = "/tmp/conclave-fetch-XXXXXX";
     static const uint32_t every[] = {0, 1, 2, 3, 4, 5, 6, 7}, first[] = {0, 3};
+    memset(peers, 0, sizeof peers);
+    for (size_t i = 0; i < sizeof peer_of / sizeof peer_of[0]; i++)
+        peer_of[i] = 1;
+    block_bytes = 0;
+    f = NULL;
     cr_assert_not_null(mkdtemp(dir));
     cr_assert_eq(run_dir_open(&run, dir, &eb), MOE_OK, "%s", eb.text);
     golden_path(path, sizeof path, "models/base");
