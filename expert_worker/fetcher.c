@@ -190,6 +190,7 @@ fill_slot(fetcher *f, const packed_slot *slot)
     const uint32_t index = at == NULL || r->n_peer_of == 0 ? 0 : r->peer_of[at - r->experts];
     if (index == 0) return false;
     peer *p = &f->peers[index - 1];
+    if (f->config.far_only && strncmp(p->url, "ipc:", 4) == 0) return false;
     errbuf eb = {{0}};
     moe_err err = p->failed ? MOE_ECLOSED : open_peer(p, &eb);
     if (!err) {

@@ -12,8 +12,8 @@
 
 /* Where experts that are to be hosted come from. */
 typedef enum expert_source {
-    EXPERT_SOURCE_AUTO, /* the cache of packed weights; what it lacks from a peer; the rest is
-                           packed from the checkpoint */
+    EXPERT_SOURCE_AUTO, /* the cache of packed weights; what it lacks from a peer on another host;
+                           the rest is packed from the checkpoint */
     EXPERT_SOURCE_DISK, /* never from a peer */
     EXPERT_SOURCE_PEER, /* from a peer, though the cache may have it */
 } expert_source;
@@ -27,6 +27,7 @@ typedef struct fetcher_config {
     const Conclave__HostRequest *request; /* borrowed; experts, peers, hashes, bytes_per_s */
     expert_layout layout;
     uint64_t fingerprint;
+    bool far_only;              /* ask no peer of this host (ipc://): they read the same files */
     uint32_t block_bytes;       /* at most FETCH_BLOCK_BYTES; 0: that */
     const _Atomic bool *cancel; /* or NULL */
 } fetcher_config;

@@ -150,7 +150,8 @@ main(int argc, char **argv)
          "folder where packed weights are kept for the next start; empty = none"},
         {"expert-source", NULL, FLAG_CHOICE, &o.expert_source, "auto", 0, 0, "auto|disk|peer", NULL,
          "where experts come from that move here while it serves: auto (the packed cache, then a "
-         "worker that hosts them, then the checkpoint), disk (never a worker), peer (a worker "
+         "worker of another host that has them, then the checkpoint), disk (never a worker), peer "
+         "(a worker "
          "first)"},
         {"cpu-affinity", NULL, FLAG_STRING, &o.cpu_affinity, "auto", 0, 0, NULL, NULL,
          "CPUs to run on: auto (of several NUMA nodes one, by id), none (all), or a list: 0-3,8"},

@@ -56,6 +56,7 @@ make_fetcher(const moves *m, const expert_store *s, const Conclave__HostRequest 
                           &(fetcher_config){.request = r,
                                             .layout = *expert_store_layout(s),
                                             .fingerprint = m->config.fingerprint,
+                                            .far_only = m->config.source == EXPERT_SOURCE_AUTO,
                                             .cancel = job_thread_cancelled(m->jobs)},
                           eb);
 }

@@ -7,9 +7,10 @@
  *
  * Where an expert's weights come from is decided in one place, hosting's load: the packed cache,
  * then a peer that the router named (fetcher.h), then the checkpoint (model/weight_load.h).
- * Reading packed bytes of this host, which are often in the page cache, is cheapest; copying them
- * from a peer needs both ends but no packing, which reads more bytes and computes; --expert-source
- * decides otherwise.
+ * Reading packed bytes of this host, which are often in the page cache, is cheapest.  A peer on
+ * this host has read the same checkpoint, so packing finds it in memory, and costs less than a copy
+ * through two processes.  On another host the files may be cold or far away, packing reads two to
+ * four times the bytes, and the peer is asked.  --expert-source decides otherwise.
  *
  * Threads: any, but start, stop, pause and resume from one.  Calls are answered from the threads of
  * moves.

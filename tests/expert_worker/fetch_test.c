@@ -24,10 +24,10 @@ typedef struct fake_peer {
     rpc_server *server;
     char url[128];
     conduct conduct;
-    uint32_t good_blocks; /* that come before it does so */
-    uint32_t served;      /* blocks */
+    uint32_t good_blocks;    /* that come before it does so */
+    _Atomic uint32_t served; /* blocks */
     rpc_call *silent[16];
-    uint32_t silent_count;
+    _Atomic uint32_t silent_count;
     char block[FETCH_BLOCK_BYTES];
 } fake_peer;
 
@@ -42,6 +42,7 @@ static fetcher *f;
 static Conclave__HostRequest request;
 static store_growth growth;
 static uint32_t block_bytes;
+static bool far_only;
 static char *urls[2];
 static uint32_t ids[] = {1, 2, 4, 5, 6}, peer_of[] = {1, 1, 1, 1, 1};
 static uint64_t hashes[5];
@@ -90,6 +91,7 @@ setup(void)
     for (size_t i = 0; i < sizeof peer_of / sizeof peer_of[0]; i++)
         peer_of[i] = 1;
     block_bytes = 0;
+    far_only = false;
     f = NULL;
     cr_assert_not_null(mkdtemp(dir));
     cr_assert_eq(run_dir_open(&run, dir, &eb), MOE_OK, "%s", eb.text);
@@ -146,6 +148,7 @@ host(void)
     const fetcher_config config = {.request = &request,
                                    .layout = layout,
                                    .fingerprint = FINGERPRINT,
+                                   .far_only = far_only,
                                    .block_bytes = block_bytes};
     cr_assert_eq(fetcher_create(&f, &config, &eb), MOE_OK, "%s", eb.text);
     growth.source = (weight_source){fetcher_fill, f, true};
@@ -193,6 +196,14 @@ Test(fetch, takes_files_when_the_end_of_an_expert_is_another)
     peers[0].conduct = SPOILS; /* of the second expert, the third and fourth block */
     host();
     expect_report(1, 4);
+}
+
+Test(fetch, asks_no_peer_of_this_host_when_only_others_are_worth_it)
+{
+    far_only = true;
+    host();
+    expect_report(0, 0);
+    cr_expect_eq(peers[0].served, 0);
 }
 
 /* A peer that gave one expert and then does as told is not asked for another. */
