@@ -70,13 +70,15 @@ answer() {
 }
 logs() { cat "$work"/journal/* 2>/dev/null || true; }
 
-# Only what a user's systemd has elsewhere: the account, and where run directories are.
+# Only what a user's systemd has elsewhere: the account, and where run directories are.  And what is
+# run may lie below /tmp, of which services have their own.
 install_units() {
     local unit
     mkdir -p "$work/config/systemd/user" "$work/journal" "$work/cache"
     for unit in "$units"/*.service "$units"/*.target; do
         sed -e "s#/usr/local/bin#$BIN#" -e '/^User=/d' -e "s#/run/conclave#$run_dir#" -e "s#/etc/conclave#$work#" \
             -e "/^\[Service\]/a StandardOutput=append:$work/journal/%n.log\nStandardError=inherit" \
+            -e "/^\[Service\]/a BindReadOnlyPaths=$ROOT $BIN" \
             "$unit" >"$work/config/systemd/user/$(basename "$unit")"
     done
     sed -e "s#^CONCLAVE_MODEL=.*#CONCLAVE_MODEL=$ROOT/models/demo#" -e "s#^CONCLAVE_WORKERS=.*#CONCLAVE_WORKERS=2#" \
