@@ -6,11 +6,9 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "proto/methods.h"
 
 #define POLL_MS 20
-
-/* Worker's methods, in the order of conclave.proto. */
-enum { METHOD_FETCH = 9 };
 
 typedef struct peer {
     const char *url;    /* the request's */
@@ -92,7 +90,7 @@ ask_block(fetcher *f, peer *p, uint32_t id, uint64_t offset)
     r.expert = id;
     r.offset = offset;
     r.bytes = (uint32_t)block_size(f, offset);
-    return rpc_call_begin(p->client, METHOD_FETCH, &r.base, FETCH_TIMEOUT_MS, NULL);
+    return rpc_call_begin(p->client, WORKER_FETCH, &r.base, FETCH_TIMEOUT_MS, NULL);
 }
 
 /* Until what came since the beginning is no more than the rate allows. */

@@ -9,6 +9,7 @@
 #include "common/futex.h"
 #include "common/log.h"
 #include "expert_worker/moves.h"
+#include "proto/methods.h"
 #include "proto/rpc.h"
 
 #define QUEUE_MAX 16
@@ -19,9 +20,6 @@
 #define HEARTBEAT_DEFAULT_MS 250
 #define LOAD_MESSAGE_BYTES (16u << 20)
 #define CALL_POLL_MS 50 /* how soon a call is left when the worker stops */
-
-/* Router's methods, in the order of conclave.proto. */
-enum { METHOD_REGISTER = 1, METHOD_HEARTBEAT = 2 };
 
 typedef struct job {
     bool attach; /* else load */
@@ -482,7 +480,7 @@ register_worker(worker_service *s, errbuf *eb)
     ProtobufCMessage *response;
     rpc_status status;
     const moe_err err =
-        rpc_call_watched(s->router, METHOD_REGISTER, &request.base, REGISTER_TIMEOUT_MS,
+        rpc_call_watched(s->router, ROUTER_REGISTER_WORKER, &request.base, REGISTER_TIMEOUT_MS,
                          is_stopping, s, CALL_POLL_MS, &response, &status, eb);
     if (err) {
         if (status == RPC_FAILED_PRECONDITION) return MOE_EMISMATCH;
@@ -505,7 +503,7 @@ heartbeat(worker_service *s)
     request.incarnation = s->config.incarnation;
     ProtobufCMessage *response;
     const moe_err err =
-        rpc_call_watched(s->router, METHOD_HEARTBEAT, &request.base, REGISTER_TIMEOUT_MS,
+        rpc_call_watched(s->router, ROUTER_HEARTBEAT, &request.base, REGISTER_TIMEOUT_MS,
                          is_stopping, s, CALL_POLL_MS, &response, NULL, NULL);
     if (err)
         return; /* the router is away: the next heartbeat finds out whether it still knows us */

@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "frontend/sequence.h"
 #include "frontend/step_message.h"
+#include "proto/methods.h"
 #include "proto/rpc.h"
 
 #define STEP_TIMEOUT_MS (600u * 1000)
@@ -16,9 +17,6 @@
 #define HEALTH_SOON_MS 10      /* after a loss, then twice as long each time */
 #define HEALTH_IDLE_MS 1000    /* while ready */
 #define STEP_MESSAGE_BYTES (64u << 20)
-
-/* Router's methods, in the order of conclave.proto. */
-enum { METHOD_HEALTH = 0, METHOD_STEP = 3 };
 
 /* A step the router was asked for. */
 typedef struct flight {
@@ -298,7 +296,7 @@ launch(router_link *l)
     request->router_incarnation = l->incarnation;
     f->start_ns = clock_now_ns();
     f->call =
-        rpc_call_begin(l->client, METHOD_STEP, &request->base, STEP_TIMEOUT_MS, l->shared.bell);
+        rpc_call_begin(l->client, ROUTER_STEP, &request->base, STEP_TIMEOUT_MS, l->shared.bell);
     if (f->call == NULL)
         lose(l, "out of memory");
     else
@@ -517,7 +515,7 @@ poll_health(router_link *l, uint64_t now, uint64_t *until_ns)
         return false;
     }
     const Conclave__HealthRequest request = CONCLAVE__HEALTH_REQUEST__INIT;
-    l->health = rpc_call_begin(l->client, METHOD_HEALTH, &request.base,
+    l->health = rpc_call_begin(l->client, ROUTER_HEALTH, &request.base,
                                l->shared.config->router_timeout_ms, l->shared.bell);
     if (l->health == NULL) l->health_due_ns = now + HEALTH_POLL_MS * NS_PER_MS; /* no memory */
     return false;

@@ -1,4 +1,4 @@
-/* methods: indices of Router's methods, for rpc_call_sync() and its like: the order of
+/* methods: indices of each service's methods, for rpc_call_sync() and its like: the order of
  * conclave.proto.
  *
  * Threads: constants. */
@@ -18,5 +18,18 @@ typedef enum router_method {
     ROUTER_PLACEMENT,
     ROUTER_ROUTING
 } router_method;
+
+typedef enum worker_method {
+    WORKER_LOAD,
+    WORKER_ATTACH,
+    WORKER_STATS,
+    WORKER_DRAIN,
+    WORKER_HOST,
+    WORKER_CANCEL_HOST,
+    WORKER_HASH,
+    WORKER_RELEASE,
+    WORKER_PING,
+    WORKER_FETCH
+} worker_method;
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "proto/methods.h"
 #include "router/membership_impl.h"
 
 #define ATTACH_TIMEOUT_MS 10000
@@ -11,9 +12,6 @@
 /* A router that follows is told of workers that router 0 uses: one that can't be reached has died
  * since, and the next answer will say so.  Others must not wait for it. */
 #define REACH_NS (500 * NS_PER_MS)
-
-/* Worker's methods, in the order of conclave.proto. */
-enum { METHOD_LOAD = 0, METHOD_ATTACH = 1 };
 
 /* A load takes minutes: do not wait for the answer of a worker whose heartbeats have ended or that
  * was replaced, nor when this router stops. */
@@ -80,7 +78,7 @@ begin_load(bring_up_call *call)
     load.n_experts = count;
     load.experts = call->experts;
     call->load =
-        rpc_call_begin(call->client, METHOD_LOAD, &load.base, m->config.load_timeout_ms, NULL);
+        rpc_call_begin(call->client, WORKER_LOAD, &load.base, m->config.load_timeout_ms, NULL);
     if (call->load == NULL) call->err = err_set(&call->eb, MOE_ENOMEM, "out of memory");
 }
 
@@ -142,7 +140,7 @@ make_link(bring_up_call *call, uint32_t id, uint32_t part, errbuf *eb)
     ProtobufCMessage *response;
     /* A follower finds out by itself who is out of reach; others wait meanwhile. */
     const uint32_t timeout_ms = m->config.follows ? m->config.worker_timeout_ms : ATTACH_TIMEOUT_MS;
-    err = rpc_call_watched(call->client, METHOD_ATTACH, &request.base, timeout_ms, call_is_vain,
+    err = rpc_call_watched(call->client, WORKER_ATTACH, &request.base, timeout_ms, call_is_vain,
                            call, CALL_POLL_MS, &response, NULL, eb);
     if (err) return err;
     const Conclave__AttachReply *reply = (const void *)response;

@@ -4,14 +4,12 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "proto/methods.h"
 #include "proto/rpc.h"
 
 #define FLEET_TIMEOUT_MS 2000
 #define CALL_POLL_MS 50
 #define MESSAGE_BYTES (64u << 20)
-
-/* Router's methods, in the order of conclave.proto. */
-enum { METHOD_FLEET = 8 };
 
 struct follower {
     follower_config config;
@@ -218,7 +216,7 @@ ask(follower *f)
     const uint64_t steps = tell_load(f, &request);
     ProtobufCMessage *response;
     errbuf eb = {{0}};
-    moe_err err = rpc_call_watched(f->client, METHOD_FLEET, &request.base, FLEET_TIMEOUT_MS,
+    moe_err err = rpc_call_watched(f->client, ROUTER_FLEET, &request.base, FLEET_TIMEOUT_MS,
                                    is_stopping, f, CALL_POLL_MS, &response, NULL, &eb);
     if (!err) err = check_mode(f, (const void *)response, &eb);
     if (err && f->heard && !f->config.stopping())

@@ -5,13 +5,11 @@
  * this router alone can't reach is found at all.  Two questions in a row must stay unanswered, so
  * that a pause of this process, in which answers wait to be read, is not taken for a death. */
 #include "common/clock.h"
+#include "proto/methods.h"
 #include "router/membership_impl.h"
 
 #define UNANSWERED_MAX 2
 #define ASK_MS_MAX 500
-
-/* Worker's methods, in the order of conclave.proto. */
-enum { METHOD_PING = 8 };
 
 bool
 is_silent_locked(const membership *m, const worker *w, uint64_t now)
@@ -50,7 +48,7 @@ liveness_ask_locked(membership *m, uint32_t id, uint64_t now)
     const uint64_t wait_ms = timeout_ms < ASK_MS_MAX ? timeout_ms : ASK_MS_MAX;
     if (now < w->asked_ns + wait_ms * NS_PER_MS && w->unanswered == 0) return;
     w->asked_ns = now;
-    w->ping = rpc_call_begin(w->watch, METHOD_PING, &request.base, timeout_ms, &m->bell);
+    w->ping = rpc_call_begin(w->watch, WORKER_PING, &request.base, timeout_ms, &m->bell);
 }
 
 void

@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "proto/methods.h"
 #include "router/fleet_share.h"
 #include "router/move_source.h"
 #include "router/move_stage.h"
@@ -19,16 +20,6 @@
 #define FOLLOWERS_TIMEOUT_MS 5000
 #define POLL_MS 20
 #define MESSAGE_BYTES (16u << 20)
-
-/* Worker's methods, in the order of conclave.proto. */
-enum {
-    METHOD_STATS = 2,
-    METHOD_DRAIN = 3,
-    METHOD_HOST = 4,
-    METHOD_CANCEL_HOST = 5,
-    METHOD_HASH = 6,
-    METHOD_RELEASE = 7
-};
 
 /* What one worker has to load. */
 typedef struct share {
@@ -218,7 +209,7 @@ ask_hashes(mover *mv, uint32_t w, errbuf *eb)
     if (request.n_experts == 0) return MOE_OK;
     request.experts = mv->ids;
     ProtobufCMessage *response;
-    moe_err err = call_worker(&mv->view.members[w], METHOD_HASH, &request.base, MOVE_TIMEOUT_MS,
+    moe_err err = call_worker(&mv->view.members[w], WORKER_HASH, &request.base, MOVE_TIMEOUT_MS,
                               call_is_vain, mv, &response, eb);
     if (!err) err = check_hashes(mv, w, mv->ids, request.n_experts, (const void *)response, eb);
     rpc_response_free(response);
@@ -236,7 +227,7 @@ cancel_share(mover *mv, share *s)
     ProtobufCMessage *response;
     request.move = mv->moves;
     for (uint32_t i = 0; i < CANCEL_TRIES && !rpc_pending_done(s->call); i++) {
-        (void)rpc_call_sync(s->client, METHOD_CANCEL_HOST, &request.base, CANCEL_TIMEOUT_MS,
+        (void)rpc_call_sync(s->client, WORKER_CANCEL_HOST, &request.base, CANCEL_TIMEOUT_MS,
                             &response, NULL, NULL);
         rpc_response_free(response);
         (void)rpc_pending_wait(s->call, clock_now_ns() + CANCEL_TIMEOUT_MS * NS_PER_MS);
@@ -264,7 +255,7 @@ begin_host(mover *mv, share *s, const move_offer *offer, uint64_t bytes_per_s, e
         request.peer_of = offer->peer_of;
         request.hashes = mv->share_hashes;
     }
-    s->call = rpc_call_begin(s->client, METHOD_HOST, &request.base, MOVE_TIMEOUT_MS, NULL);
+    s->call = rpc_call_begin(s->client, WORKER_HOST, &request.base, MOVE_TIMEOUT_MS, NULL);
     return s->call != NULL ? MOE_OK : err_set(eb, MOE_ENOMEM, "out of memory");
 }
 
@@ -425,7 +416,7 @@ release(mover *mv, uint32_t w, size_t count, uint64_t epoch)
     request.experts = mv->ids;
     /* First, so that no placement counts on them any more. */
     membership_set_hosted(mv->config.membership, w, to->incarnation, mv->ids, count, false);
-    const moe_err err = call_worker(to, METHOD_RELEASE, &request.base, RELEASE_TIMEOUT_MS,
+    const moe_err err = call_worker(to, WORKER_RELEASE, &request.base, RELEASE_TIMEOUT_MS,
                                     worker_is_lost, &(lost_question){mv, w}, &response, &eb);
     if (err)
         LOG_WARN("mover", "worker %u keeps %zu experts that it could release: %s", w, count,
@@ -453,7 +444,7 @@ mover_end_worker(mover *mv, const member *worker, errbuf *eb)
 {
     const Conclave__DrainRequest request = CONCLAVE__DRAIN_REQUEST__INIT;
     ProtobufCMessage *response;
-    const moe_err err = call_worker(worker, METHOD_DRAIN, &request.base, CALL_TIMEOUT_MS,
+    const moe_err err = call_worker(worker, WORKER_DRAIN, &request.base, CALL_TIMEOUT_MS,
                                     call_is_vain, mv, &response, eb);
     rpc_response_free(response);
     return err;
@@ -465,7 +456,7 @@ mover_ask_work(mover *mv, const member *worker, worker_work *out, errbuf *eb)
     const Conclave__StatsRequest request = CONCLAVE__STATS_REQUEST__INIT;
     ProtobufCMessage *response;
     *out = (worker_work){.incarnation = worker->incarnation};
-    const moe_err err = call_worker(worker, METHOD_STATS, &request.base, STATS_TIMEOUT_MS,
+    const moe_err err = call_worker(worker, WORKER_STATS, &request.base, STATS_TIMEOUT_MS,
                                     call_is_vain, mv, &response, eb);
     if (!err) {
         const Conclave__WorkerStats *s = (const void *)response;

@@ -1,3 +1,4 @@
+#include "proto/methods.h"
 #include "tests/bench/cell.h"
 
 #include <dirent.h>
@@ -26,9 +27,6 @@
 #define STEP_MESSAGE_BYTES (64u << 20)
 #define LOG_BYTES_MAX ((size_t)16 << 20)
 #define LOG_TAIL 300
-
-/* Router's methods, in the order of conclave.proto. */
-enum { METHOD_HEALTH = 0, METHOD_STEP = 3 };
 
 const bool cell_is_local = false;
 
@@ -128,7 +126,7 @@ ask_health(cell *c, bool *ready, errbuf *eb)
 {
     const Conclave__HealthRequest request = CONCLAVE__HEALTH_REQUEST__INIT;
     ProtobufCMessage *response;
-    const moe_err err = rpc_call_sync(c->router, METHOD_HEALTH, &request.base, HEALTH_TIMEOUT_MS,
+    const moe_err err = rpc_call_sync(c->router, ROUTER_HEALTH, &request.base, HEALTH_TIMEOUT_MS,
                                       &response, NULL, eb);
     *ready = false;
     if (err) return MOE_OK; /* it may not listen yet */
@@ -295,7 +293,7 @@ cell_begin(cell *c, const cell_work *work, uint32_t count, errbuf *eb)
         fill_work(c, i, &work[i]);
     const uint32_t at = (c->first_call + c->call_count) % CELL_STEPS;
     c->call_counts[at] = count;
-    c->calls[at] = rpc_call_begin(c->router, METHOD_STEP, &request.base, STEP_TIMEOUT_MS, NULL);
+    c->calls[at] = rpc_call_begin(c->router, ROUTER_STEP, &request.base, STEP_TIMEOUT_MS, NULL);
     if (c->calls[at] == NULL) return err_set(eb, MOE_ENOMEM, "out of memory");
     c->call_count++;
     return MOE_OK;

@@ -12,22 +12,11 @@
 #include "common/cpu.h"
 #include "exchange/router_end.h"
 #include "expert_worker/service.h"
+#include "proto/methods.h"
 #include "proto/rpc.h"
 #include "tests/support/paths.h"
 
 #define LONG_MS 60000
-
-enum {
-    METHOD_LOAD,
-    METHOD_ATTACH,
-    METHOD_STATS,
-    METHOD_DRAIN,
-    METHOD_HOST,
-    METHOD_CANCEL_HOST,
-    METHOD_HASH,
-    METHOD_RELEASE,
-    METHOD_FETCH = 9
-};
 
 /* The router: answers as told, and counts. */
 typedef struct script {
@@ -353,12 +342,12 @@ Test(service, loads_what_it_is_told_and_reports_it)
     start_running();
     Conclave__LoadRequest r = good_load();
     ProtobufCMessage *response;
-    cr_assert_eq(call(METHOD_LOAD, &r.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_LOAD, &r.base, &response), RPC_OK, "%s", eb.text);
     const uint64_t bytes = ((Conclave__LoadReply *)(void *)response)->bytes_hosted;
     cr_expect_gt(bytes, 0);
     rpc_response_free(response);
     const Conclave__StatsRequest ask = CONCLAVE__STATS_REQUEST__INIT;
-    cr_assert_eq(call(METHOD_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
     const Conclave__WorkerStats *stats = (const void *)response;
     cr_expect_eq(stats->experts_hosted, 2);
     cr_expect_eq(stats->bytes_hosted, bytes);
@@ -369,13 +358,13 @@ static void
 expect_loaded(const Conclave__LoadRequest *r, size_t others, uint32_t first_other, uint32_t hosted)
 {
     ProtobufCMessage *response;
-    cr_assert_eq(call(METHOD_LOAD, &r->base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_LOAD, &r->base, &response), RPC_OK, "%s", eb.text);
     const Conclave__LoadReply *reply = (const void *)response;
     cr_expect_eq(reply->n_others, others);
     if (others != 0 && reply->n_others == others) cr_expect_eq(reply->others[0], first_other);
     rpc_response_free(response);
     const Conclave__StatsRequest ask = CONCLAVE__STATS_REQUEST__INIT;
-    cr_assert_eq(call(METHOD_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
     cr_expect_eq(((const Conclave__WorkerStats *)(const void *)response)->experts_hosted, hosted);
     rpc_response_free(response);
 }
@@ -403,34 +392,34 @@ Test(service, refuses_a_load_that_makes_no_sense_and_keeps_what_it_has)
     start_running();
     ProtobufCMessage *response;
     const Conclave__LoadRequest good = good_load();
-    cr_assert_eq(call(METHOD_LOAD, &good.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_LOAD, &good.base, &response), RPC_OK, "%s", eb.text);
     rpc_response_free(response);
 
     Conclave__LoadRequest r = good;
     r.tp_ranks = 0;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "1 slices of 0");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "1 slices of 0");
     uint32_t beyond[] = {0, 2}, falling[] = {1, 0};
     r.tp_ranks = 2;
     r.n_tp_slices = 2;
     r.tp_slices = beyond;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 2 of 2");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 2 of 2");
     r.tp_slices = falling;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 0 of 2");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "slice 0 of 2");
     r.n_tp_slices = 0;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "0 slices of 2");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "0 slices of 2");
     r.tp_ranks = UINT32_MAX;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "of 4294967295");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "of 4294967295");
     r = good;
     r.row_max = 0;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "row_max 0");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "row_max 0");
     r.row_max = UINT32_MAX;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "row_max 4294967295");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "row_max 4294967295");
     uint32_t outside[] = {0, model->num_layers * model->num_experts}, twice[] = {1, 1};
     r = good;
     r.experts = outside;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "expert 8 (entry 1)");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "expert 8 (entry 1)");
     r.experts = twice;
-    expect_call_refused(METHOD_LOAD, &r.base, RPC_INVALID_ARGUMENT, "expert 1 (entry 1)");
+    expect_call_refused(WORKER_LOAD, &r.base, RPC_INVALID_ARGUMENT, "expert 1 (entry 1)");
 
     compute_stats stats;
     compute_get_stats(comp, &stats);
@@ -442,7 +431,7 @@ load_good(void)
 {
     ProtobufCMessage *response;
     const Conclave__LoadRequest r = good_load();
-    cr_assert_eq(call(METHOD_LOAD, &r.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_LOAD, &r.base, &response), RPC_OK, "%s", eb.text);
     rpc_response_free(response);
 }
 
@@ -470,9 +459,9 @@ Test(service, hosts_more_tells_their_hashes_and_releases_them)
     ProtobufCMessage *response;
     start_running();
     Conclave__HostRequest r = host_request(more, 3);
-    expect_call_refused(METHOD_HOST, &r.base, RPC_FAILED_PRECONDITION, "nothing was loaded");
+    expect_call_refused(WORKER_HOST, &r.base, RPC_FAILED_PRECONDITION, "nothing was loaded");
     load_good();
-    cr_assert_eq(call(METHOD_HOST, &r.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_HOST, &r.base, &response), RPC_OK, "%s", eb.text);
     const Conclave__HostReply *hosted = (const void *)response;
     cr_expect_eq(count_hosted(), 4);
     cr_assert_eq(hosted->n_hashes, 3);
@@ -482,7 +471,7 @@ Test(service, hosts_more_tells_their_hashes_and_releases_them)
     ask.n_experts = 3;
     ask.experts = more;
     ProtobufCMessage *again;
-    cr_assert_eq(call(METHOD_HASH, &ask.base, &again), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_HASH, &ask.base, &again), RPC_OK, "%s", eb.text);
     cr_expect_arr_eq(((Conclave__HostReply *)(void *)again)->hashes, hosted->hashes,
                      3 * sizeof hosted->hashes[0]);
     rpc_response_free(again);
@@ -492,13 +481,13 @@ Test(service, hosts_more_tells_their_hashes_and_releases_them)
     release.epoch = 2;
     release.n_experts = 2;
     release.experts = released;
-    cr_assert_eq(call(METHOD_RELEASE, &release.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_RELEASE, &release.base, &response), RPC_OK, "%s", eb.text);
     rpc_response_free(response);
     cr_expect_eq(count_hosted(), 2);
     compute_stats stats;
     compute_get_stats(comp, &stats);
     cr_expect_eq(stats.epoch, 2);
-    expect_call_refused(METHOD_HASH, &ask.base, RPC_NOT_FOUND, "expert 2 is not hosted");
+    expect_call_refused(WORKER_HASH, &ask.base, RPC_NOT_FOUND, "expert 2 is not hosted");
 }
 
 Test(service, gives_packed_weights_of_what_it_hosts)
@@ -512,9 +501,9 @@ Test(service, gives_packed_weights_of_what_it_hosts)
     r.offset = 64;
     r.bytes = 128;
     start_running();
-    expect_call_refused(METHOD_FETCH, &r.base, RPC_FAILED_PRECONDITION, "nothing was loaded");
+    expect_call_refused(WORKER_FETCH, &r.base, RPC_FAILED_PRECONDITION, "nothing was loaded");
     load_good();
-    cr_assert_eq(call(METHOD_FETCH, &r.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_FETCH, &r.base, &response), RPC_OK, "%s", eb.text);
     const Conclave__FetchReply *block = (const void *)response;
     char want[128];
     cr_assert(expert_store_read(compute_store(comp, 0), 3, 64, sizeof want, want));
@@ -522,12 +511,12 @@ Test(service, gives_packed_weights_of_what_it_hosts)
     cr_expect_arr_eq(block->data.data, want, sizeof want);
     rpc_response_free(response);
     r.expert = 1;
-    expect_call_refused(METHOD_FETCH, &r.base, RPC_NOT_FOUND, "expert 1 is not hosted");
+    expect_call_refused(WORKER_FETCH, &r.base, RPC_NOT_FOUND, "expert 1 is not hosted");
     r.fingerprint++;
-    expect_call_refused(METHOD_FETCH, &r.base, RPC_FAILED_PRECONDITION, "model");
+    expect_call_refused(WORKER_FETCH, &r.base, RPC_FAILED_PRECONDITION, "model");
 
     const Conclave__StatsRequest ask = CONCLAVE__STATS_REQUEST__INIT;
-    cr_assert_eq(call(METHOD_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
+    cr_assert_eq(call(WORKER_STATS, &ask.base, &response), RPC_OK, "%s", eb.text);
     cr_expect_eq(((Conclave__WorkerStats *)(void *)response)->served_bytes, 128);
     rpc_response_free(response);
 }
@@ -547,7 +536,7 @@ slow_host_main(void *arg)
     Conclave__HostRequest r = host_request(more, 6);
     r.move = 7;
     r.bytes_per_s = 1;
-    rpc_call_sync(client, METHOD_HOST, &r.base, LONG_MS, &response, &h->status, &text);
+    rpc_call_sync(client, WORKER_HOST, &r.base, LONG_MS, &response, &h->status, &text);
     rpc_response_free(response);
     return NULL;
 }
@@ -580,7 +569,7 @@ Test(service, gives_up_hosting_when_told)
     cancel.move = 7;
     /* It may come before the call it is for. */
     for (int i = 0; i < 50; i++) {
-        cr_assert_eq(call(METHOD_CANCEL_HOST, &cancel.base, &response), RPC_OK, "%s", eb.text);
+        cr_assert_eq(call(WORKER_CANCEL_HOST, &cancel.base, &response), RPC_OK, "%s", eb.text);
         rpc_response_free(response);
         nanosleep(&tick, NULL);
     }
@@ -649,7 +638,7 @@ Test(service, attaches_over_both_backends)
         router_end *re = make_router_end((exchange_backend)backend, &offer);
         const Conclave__AttachRequest r = attach_request(&offer);
         ProtobufCMessage *response;
-        cr_assert_eq(call(METHOD_ATTACH, &r.base, &response), RPC_OK, "%s", eb.text);
+        cr_assert_eq(call(WORKER_ATTACH, &r.base, &response), RPC_OK, "%s", eb.text);
         const Conclave__AttachReply *reply = (const void *)response;
         snprintf(answer.bell_name, sizeof answer.bell_name, "%s", reply->bell_name);
         snprintf(answer.url, sizeof answer.url, "%s", reply->url);
@@ -670,29 +659,29 @@ Test(service, refuses_an_attach_that_does_not_fit_and_names_the_fault)
 
     Conclave__AttachRequest r = good;
     r.backend = (char *)(uintptr_t) "carrier pigeon";
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "backend \"carrier pigeon\"");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "backend \"carrier pigeon\"");
     r.backend = overlong;
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "unknown backend \"xxx");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "unknown backend \"xxx");
     r = good;
     r.rows_name = overlong;
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "rows_name is longer than");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "rows_name is longer than");
     r = good;
     r.link_name = overlong;
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "link_name is longer than");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "link_name is longer than");
     r = good;
     r.link_name = (char *)(uintptr_t) "/another-program";
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, run.id);
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, run.id);
     r = good;
     r.dtype = (char *)(uintptr_t) "f64";
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "unknown dtype \"f64\"");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "unknown dtype \"f64\"");
     r.dtype = (char *)(uintptr_t) "int8";
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_FAILED_PRECONDITION, "dtype");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_FAILED_PRECONDITION, "dtype");
     r = good;
     r.key.len = EXCHANGE_KEY_BYTES - 1;
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "this has 15");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "this has 15");
     r = good;
     r.router_id = ROUTER_MAX;
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "router");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "router");
 
     const struct {
         const char *name;
@@ -704,17 +693,17 @@ Test(service, refuses_an_attach_that_does_not_fit_and_names_the_fault)
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         r = good;
         *fields[i].value -= 1;
-        expect_call_refused(METHOD_ATTACH, &r.base, RPC_FAILED_PRECONDITION, fields[i].name);
+        expect_call_refused(WORKER_ATTACH, &r.base, RPC_FAILED_PRECONDITION, fields[i].name);
     }
     r = good;
     r.token_max = 0;
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "token_max");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "token_max");
     r = good;
     r.micro_batch_max = MICRO_BATCH_MAX + 1;
-    expect_call_refused(METHOD_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "micro_batch_max");
+    expect_call_refused(WORKER_ATTACH, &r.base, RPC_INVALID_ARGUMENT, "micro_batch_max");
 
     ProtobufCMessage *response;
-    cr_expect_eq(call(METHOD_ATTACH, &good.base, &response), RPC_OK, "%s", eb.text);
+    cr_expect_eq(call(WORKER_ATTACH, &good.base, &response), RPC_OK, "%s", eb.text);
     rpc_response_free(response);
     router_end_free(re);
 }
@@ -724,7 +713,7 @@ Test(service, ends_when_it_is_drained)
     start_running();
     const Conclave__DrainRequest r = CONCLAVE__DRAIN_REQUEST__INIT;
     ProtobufCMessage *response;
-    cr_expect_eq(call(METHOD_DRAIN, &r.base, &response), RPC_OK, "%s", eb.text);
+    cr_expect_eq(call(WORKER_DRAIN, &r.base, &response), RPC_OK, "%s", eb.text);
     rpc_response_free(response);
     join_running();
     cr_expect_eq(run_result, MOE_OK);
@@ -765,7 +754,7 @@ Test(service, answers_every_load_when_it_stops_among_them)
     }
     start_running();
     for (int i = 0; i < LOADS; i++) {
-        rpc_call_async(client, METHOD_LOAD, &r.base, LONG_MS, on_done, &t);
+        rpc_call_async(client, WORKER_LOAD, &r.base, LONG_MS, on_done, &t);
     }
     pthread_mutex_lock(&t.lock);
     while (t.good == 0)

@@ -12,6 +12,7 @@
 #include "common/cpu.h"
 #include "common/hash.h"
 #include "common/run_dir.h"
+#include "proto/methods.h"
 #include "router/sampler.h"
 #include "router/service.h"
 #include "tests/router/fake_worker.h"
@@ -303,14 +304,12 @@ on_done(void *arg, rpc_status status, ProtobufCMessage *response, const char *er
     pthread_mutex_unlock(&lock);
 }
 
-enum { METHOD_STEP = 3 };
-
 static step_call *
 begin(const step_plan *p)
 {
     cr_assert_lt(call_count, CALLS_MAX);
     step_call *call = &calls[call_count++];
-    rpc_call_async(client, METHOD_STEP, &p->request.base, SILENT_MS * 10, on_done, call);
+    rpc_call_async(client, ROUTER_STEP, &p->request.base, SILENT_MS * 10, on_done, call);
     return call;
 }
 
@@ -338,7 +337,7 @@ run_step(const step_plan *p, Conclave__StepReply **reply)
 {
     rpc_status status;
     ProtobufCMessage *response;
-    rpc_call_sync(client, METHOD_STEP, &p->request.base, SILENT_MS, &response, &status, &eb);
+    rpc_call_sync(client, ROUTER_STEP, &p->request.base, SILENT_MS, &response, &status, &eb);
     if (reply != NULL)
         *reply = (Conclave__StepReply *)(void *)response;
     else
