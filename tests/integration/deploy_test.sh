@@ -106,6 +106,9 @@ if command -v python3 >/dev/null; then
     python3 -c 'import json, sys; json.loads(sys.argv[1])' "$said" || fail "status --json is no JSON: $said"
 fi
 try 0 "" "$conclave" rebalance --run-dir "$dir"
+# A policy can be tried on a recorded load, without a fleet.
+try 0 "" "$conclave" eplb synth "$work/routing.trace"
+try 0 "balancedness" "$conclave" eplb replay "$work/routing.trace" --workers 8 --redundant 8
 try 0 "last decision" "$conclave" status --run-dir "$dir"
 try 2 "how many" "$conclave" scale --run-dir "$dir"
 try 2 "scale" "$conclave" scale 0 --run-dir "$dir"
